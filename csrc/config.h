@@ -1,0 +1,38 @@
+/* Model dimensions, shared by everything. Validated once, by skv_config_check; inside the core they are trusted. */
+#ifndef SKV_CONFIG_H
+#define SKV_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "error.h"
+
+typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_N_DTYPES } skv_dtype;
+
+typedef enum skv_rope { SKV_ROPE_DEFAULT, SKV_ROPE_LINEAR, SKV_ROPE_LLAMA3, SKV_N_ROPES } skv_rope;
+
+typedef struct skv_config {
+    const struct skv_family *family;
+    int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab;
+    int32_t context; /* positions the model was trained for */
+    float norm_eps;
+    bool tied; /* the LM head is the embedding */
+    bool qkv_bias, o_bias, mlp_bias;
+    skv_rope rope_type;
+    double rope_theta, rope_factor;                     /* factor: linear and llama3 */
+    double rope_low_freq_factor, rope_high_freq_factor; /* llama3 */
+    double rope_original_context;                       /* llama3 */
+} skv_config;
+
+/* Bytes of one element; 0 for an unknown type. */
+static inline size_t skv_dtype_size(skv_dtype type) {
+    return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 0;
+}
+
+/* Refuses dimensions that the core cannot hold (see LIMIT in families.c) or that do not fit together. */
+skv_status skv_config_check(const skv_config *config, skv_error *error);
+
+/* inv_freq [head_dim / 2]: radians per position of each rotated pair, scaling applied. */
+void skv_rope_frequencies(const skv_config *config, float *inv_freq);
+
+#endif

@@ -1,0 +1,344 @@
+"""Opens a model directory as ``transformers`` saves it, and refuses it with one clear sentence when anything in it is wrong.
+
+    path, hub id or "tiny" → directory → config.json → ModelConfig → the tensors that config needs
+                                       → safetensors headers → the tensors that are there → compared → Checkpoint
+
+Everything is checked here, at the border, before a single weight is packed: the engine behind it only asserts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.errors import CheckpointError, ConfigError
+
+__all__ = ["Checkpoint", "ModelConfig", "Tensor", "open_checkpoint"]
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+# What a hub repository is asked for: no second copy of the weights in another format, nothing from sub-folders.
+HUB_FILES = [CONFIG, GENERATION, WEIGHTS, INDEX, "model-*.safetensors", "model.safetensors-*.safetensors",
+             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
+
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+MAX_JSON_BYTES = 100_000_000  # the safetensors reference implementation's limit for a header
+MAX_RANK = 8
+# Far above every published model; what exceeds them is a broken file, and refusing it here keeps size arithmetic small.
+MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024
+MAX_HIDDEN, MAX_FFN, MAX_VOCAB, MAX_CONTEXT = 1 << 17, 1 << 20, 1 << 22, 1 << 26
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlist, _repr.maxdict = 3, 120, 120, 8, 4
+
+
+def _show(value: object) -> str:
+    """A value from a file as it may appear in a message: quoted, one line, and short however hostile the file."""
+    return _repr.repr(value)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of many names and their count."""
+    names = sorted(names)
+    return f"{len(names)}: {', '.join(map(_show, names[:4]))}{', …' if len(names) > 4 else ''}"
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int  # JSON's true is Python's True, which isinstance calls an int
+
+
+# ------------------------------------------------------------------------------------------------------------------ JSON
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys; two readers of one file could then see two different models.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {_show(next(key for key in keys if keys.count(key) > 1))}")
+    return result
+
+
+def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: expected UTF-8, found byte 0x{raw[error.start]:02x} at {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: invalid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, found {_show(value)}")
+    return value
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON, found {size}")
+        return _parse_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------- config
+
+
+class _Fields:
+    """A JSON object with the file it came from; a getter checks type and range. As in transformers, null means absent."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+        self.path, self.values, self.prefix = path, values, prefix
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def fail(self, key: str, expected: str) -> NoReturn:
+        found = _show(self.get(key)) if key in self.values else "nothing"
+        raise CheckpointError(f"{self.path}: {self.prefix}{key}: expected {expected}, found {found}")
+
+    def integer(self, key: str, high: int, default: int | None = None) -> int:
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if not _is_int(value) or not 1 <= value <= high:
+            self.fail(key, f"an integer from 1 to {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if not (_is_int(value) or isinstance(value, float)) or not low <= value <= high:  # NaN compares false
+            self.fail(key, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def boolean(self, key: str) -> bool:
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.fail(key, "true or false")
+        return bool(value)
+
+    def only(self, key: str, expected: object) -> None:
+        """The key must be absent or hold the one value that the engine implements."""
+        value = self.get(key)
+        if value is not None and (isinstance(value, bool) or value != expected):
+            self.fail(key, f"{json.dumps(expected)} (others are not supported)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions and variants of one model, in skipkv's names.
+
+    Attributes
+    ----------
+    family : str
+        ``"llama"``, ``"qwen2"``, ``"qwen3"``: a row of the engine's table of families.
+    n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab : int
+        Sizes; ``n_heads`` is a multiple of ``n_kv_heads`` and ``head_dim`` is even.
+    context : int
+        Positions that the model was made for (``max_position_embeddings``).
+    norm_eps : float
+        Added to the mean square in RMSNorm.
+    tied : bool
+        The output head is the embedding.
+    qkv_bias, o_bias, mlp_bias : bool
+        Which linear layers add a bias.
+    rope_type : str
+        ``"default"``, ``"linear"`` or ``"llama3"``.
+    rope_theta, rope_factor, rope_low_freq_factor, rope_high_freq_factor : float
+        RoPE base and scaling; the factors are neutral (1, 1, 4) where the type does not use them.
+    rope_original_context : int
+        Positions before llama3 scaling; ``context`` where the type does not use it.
+    """
+
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    ffn: int
+    vocab: int
+    context: int
+    norm_eps: float
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_context: int = 1
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> ModelConfig:
+        """Read and check a ``config.json``.
+
+        Raises
+        ------
+        CheckpointError
+            A key is missing, has the wrong type or range, or asks for something the engine does not compute.
+        """
+        path = Path(path)
+        fields = _Fields(path, _read_object(path))
+        name, family = _family(fields)
+        n_layers = fields.integer("num_hidden_layers", MAX_LAYERS)
+        hidden = fields.integer("hidden_size", MAX_HIDDEN)
+        n_heads = fields.integer("num_attention_heads", MAX_HEADS)
+        n_kv_heads = fields.integer("num_key_value_heads", MAX_HEADS, default=n_heads)
+        if n_heads % n_kv_heads:
+            fields.fail("num_key_value_heads", f"a divisor of num_attention_heads = {n_heads}")
+        if fields.get("head_dim") is None and hidden % n_heads:
+            fields.fail("hidden_size", f"a multiple of num_attention_heads = {n_heads}, as there is no head_dim")
+        head_dim = fields.integer("head_dim", MAX_HEAD_DIM, default=hidden // n_heads)
+        if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+            expected = f"an even integer from 2 to {MAX_HEAD_DIM}"
+            raise CheckpointError(f"{path}: head_dim: expected {expected}, found {head_dim}")
+        _refuse_variants(fields, n_layers)
+        context = fields.integer("max_position_embeddings", MAX_CONTEXT)
+        attention_bias, mlp_bias = fields.boolean("attention_bias"), fields.boolean("mlp_bias")
+        return cls(
+            family=name, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden=hidden,
+            ffn=fields.integer("intermediate_size", MAX_FFN),
+            vocab=fields.integer("vocab_size", MAX_VOCAB),
+            context=context,
+            norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1),
+            tied=fields.boolean("tie_word_embeddings"),
+            qkv_bias=attention_bias if family["qkv_bias"] is None else family["qkv_bias"],
+            o_bias=attention_bias if family["o_bias"] is None else family["o_bias"],
+            mlp_bias=mlp_bias if family["mlp_bias"] is None else family["mlp_bias"],
+            **_rope(fields, family["rope"], context),
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as the engine takes them."""
+        return asdict(self)
+
+
+def _family(fields: _Fields) -> tuple[str, Mapping[str, Any]]:
+    """The row of the engine's family table that ``architectures`` names."""
+    families = _skipkv.families()
+    by_architecture = {row["architecture"]: name for name, row in families.items()}
+    found = fields.get("architectures")
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str) or found[0] not in by_architecture:
+        fields.fail("architectures", f"one of {', '.join(by_architecture)}")
+    name = by_architecture[found[0]]
+    if fields.get("model_type") not in (None, name):  # transformers goes by model_type: another model would be meant
+        fields.fail("model_type", f"{name!r}, which goes with {found[0]}")
+    return name, families[name]
+
+
+def _refuse_variants(fields: _Fields, n_layers: int) -> None:
+    """What these architectures can be configured to do and the engine does not."""
+    fields.only("hidden_act", "silu")
+    fields.only("pretraining_tp", 1)
+    fields.only("partial_rotary_factor", 1.0)
+    quantization = fields.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise CheckpointError(
+            f"{fields.path}: quantization_config: expected unquantised weights (F32, F16, BF16), "
+            f"found quant_method {_show(method)}"
+        )
+    if fields.boolean("use_sliding_window"):
+        fields.fail("use_sliding_window", "false (sliding windows are not supported)")
+    layers = fields.get("layer_types")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or len(layers) != n_layers:
+        fields.fail("layer_types", f"a list of num_hidden_layers = {n_layers} names")
+    other = next((kind for kind in layers if kind != "full_attention"), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{fields.path}: layer_types: expected only 'full_attention' (others are not supported), found {_show(other)}"
+        )
+
+
+def _rope(fields: _Fields, supported: Iterable[str], context: int) -> dict[str, Any]:
+    """RoPE's parameters from either spelling: rope_theta + rope_scaling, or rope_parameters."""
+    rope = _merged_rope(fields)
+    kind = rope.get("rope_type") or "default"
+    if not isinstance(kind, str) or kind not in supported:
+        rope.fail("rope_type", f"one of {', '.join(map(repr, supported))}")
+    rope.only("partial_rotary_factor", 1.0)
+    result = {
+        "rope_type": kind,
+        "rope_theta": rope.number("rope_theta", 1.0, 1e12, default=10000.0),
+        "rope_original_context": context,
+    }
+    if kind != "default":
+        result["rope_factor"] = rope.number("factor", 1.0, 1e6)
+    if kind == "llama3":
+        low = result["rope_low_freq_factor"] = rope.number("low_freq_factor", 1e-6, 1e6)
+        high = result["rope_high_freq_factor"] = rope.number("high_freq_factor", 1e-6, 1e6)
+        if high <= low:
+            rope.fail("high_freq_factor", f"more than low_freq_factor = {low:g}")
+        result["rope_original_context"] = rope.integer("original_max_position_embeddings", MAX_CONTEXT)
+    return result
+
+
+def _merged_rope(fields: _Fields) -> _Fields:
+    # A file may carry both spellings, for old and new readers. They must say the same: nobody can tell which was meant.
+    merged, source = {"rope_theta": fields.get("rope_theta")}, ""
+    for spelling in ("rope_scaling", "rope_parameters"):
+        part = fields.get(spelling)
+        if part is None:
+            continue
+        if not isinstance(part, dict) or any(isinstance(value, dict) for value in part.values()):
+            fields.fail(spelling, "one set of RoPE parameters for all layers")
+        source = f"{spelling}."
+        for key, value in part.items():
+            key = "rope_type" if key == "type" else key
+            if value is not None and merged.setdefault(key, value) not in (None, value):
+                raise CheckpointError(
+                    f"{fields.path}: {source}{key}: expected {_show(merged[key])} as elsewhere in the file, "
+                    f"found {_show(value)}"
+                )
+            if value is not None:
+                merged[key] = value
+    return _Fields(fields.path, {key: value for key, value in merged.items() if value is not None}, source)
+
+
+# ----------------------------------------------------------------------------------------------------------- safetensors
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies: ``n_bytes`` bytes of ``dtype`` ("F32", "F16", "BF16") from byte ``offset`` of ``file``."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+
+def _map_shard(path: Path) -> tuple[mmap.mmap, dict[str, Tensor]]:
+    """Map one safetensors file; its tensors come in file order, each checked to lie where the header says."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected a safetensors file, found {'no regular file' if path.exists() else 'nothing'}")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(path, file.read(8), size)
+            tensors = _tensors(path, _parse_object(file.read(header), f"{path}: header"), 8 + header, size)
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), tensors
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
