@@ -1,0 +1,263 @@
+/* The kernels of one CPU variant, on the vectors of vec.h. The including file defines KERNELS, the name of its table, and VARIANT. */
+#include "kernels.h"
+#include "vec.h"
+
+enum { PANEL = 2 * VW };
+
+/* Full unrolling keeps the accumulators of a tile in registers. */
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance between panels in bytes. */
+INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
+                 float *y, size_t ld_y, int resume) {
+    vf acc[MAX_TILE > 8 ? 2 * MAX_TILE : 16];
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int p = 0; p < 2 * P; p++) acc[t * 2 * P + p] = resume ? v_load(y + (size_t)t * ld_y + (size_t)p * VW) : v_set(0);
+    }
+    for (size_t k = 0; k < n_k; k++) {
+        UNROLL for (int p = 0; p < P; p++) {
+            vf low, high;
+            if (wide) {
+                const float *row = (const float *)(const void *)(w + (size_t)p * stride) + k * PANEL;
+                low = v_load(row), high = v_load(row + VW);
+            } else {
+                const uint16_t *row = (const uint16_t *)(const void *)(w + (size_t)p * stride) + k * PANEL;
+                if (T <= 2) __builtin_prefetch(row + 1024);
+                v_widen_pairs(row, &low, &high);
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                const vf broadcast = v_set(x[(size_t)t * ld_x + k]);
+                acc[(t * P + p) * 2] = v_fma(broadcast, low, acc[(t * P + p) * 2]);
+                acc[(t * P + p) * 2 + 1] = v_fma(broadcast, high, acc[(t * P + p) * 2 + 1]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int p = 0; p < 2 * P; p++) v_store(y + (size_t)t * ld_y + (size_t)p * VW, acc[t * 2 * P + p]);
+    }
+}
+
+/* Picks the tile for n ≤ MAX_TILE tokens and P panels; every tile sums in the same order. */
+INLINE void tiles(const int P, const int wide, size_t n, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
+                  float *y, size_t ld_y, int resume) {
+#define CASE(T)                                                            \
+    case T:                                                                \
+        if (T <= MAX_TILE) tile(T, P, wide, w, stride, n_k, x, ld_x, y, ld_y, resume); \
+        break
+    switch (n) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+#if defined(SKV_AVX512)
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
+#endif
+    default: break;
+    }
+#undef CASE
+}
+
+static void panels_f32(const char *w, size_t stride, int four, size_t n, size_t n_k, const float *x, size_t ld_x, float *y, size_t ld_y,
+                       int resume) {
+    if (four)
+        tile(1, 4, 1, w, stride, n_k, x, ld_x, y, ld_y, resume);
+    else
+        tiles(1, 1, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
+}
+
+static void panels_bf16(const char *w, size_t stride, int four, size_t n, size_t n_k, const float *x, size_t ld_x, float *y, size_t ld_y,
+                        int resume) {
+    if (four)
+        tile(1, 4, 0, w, stride, n_k, x, ld_x, y, ld_y, resume);
+    else
+        tiles(1, 0, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
+}
+
+/* Blocks of inputs and tokens keep a block of x in the second-level cache while the panels pass by; a sum is stored and resumed between
+ * blocks, which changes no bit of it. The last panel of a matrix may be narrower: it is computed in a buffer of full width. */
+enum { BLOCK_K = 512, BLOCK_T = 96 };
+
+static void linear(const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens, const float *bias, float *y) {
+    const size_t n_in = (size_t)m->n_in, n_out = (size_t)m->n_out, size = skv_dtype_size(m->type), stride = n_in * PANEL * size;
+    const char *w = m->data;
+    const int wide = m->type == SKV_F32;
+    float edge[BLOCK_T * PANEL];
+    const size_t block_k = n_tokens > MAX_TILE ? BLOCK_K : n_in;
+    for (size_t t0 = 0; t0 < n_tokens; t0 += BLOCK_T) {
+        const size_t n_t = n_tokens - t0 < BLOCK_T ? n_tokens - t0 : BLOCK_T;
+        for (size_t k0 = 0; k0 < n_in; k0 += block_k) {
+            const size_t n_k = n_in - k0 < block_k ? n_in - k0 : block_k;
+            for (size_t p = first; p < end;) {
+                const int narrow = (p + 1) * PANEL > n_out, four = n_t == 1 && p + 4 <= end && (p + 4) * PANEL <= n_out;
+                float *out = narrow ? edge : y + t0 * n_out + p * PANEL;
+                const size_t ld_y = narrow ? PANEL : n_out;
+                for (size_t t = 0; t < n_t; t += MAX_TILE) {
+                    const size_t n = n_t - t < MAX_TILE ? n_t - t : MAX_TILE;
+                    const char *panel = w + p * stride + k0 * PANEL * size;
+                    (wide ? panels_f32 : panels_bf16)(panel, stride, four, n, n_k, x + (t0 + t) * n_in + k0, n_in, out + t * ld_y, ld_y,
+                                                      k0 > 0);
+                }
+                p += four ? 4 : 1;
+            }
+        }
+        /* The narrow panel's sums survive in `edge` from block to block because it is the only one. */
+        if (end * PANEL > n_out)
+            for (size_t t = 0; t < n_t; t++)
+                memcpy(y + (t0 + t) * n_out + (end - 1) * PANEL, edge + t * PANEL, (n_out - (end - 1) * PANEL) * sizeof *y);
+    }
+    if (!bias) return;
+    const size_t last = end * PANEL < n_out ? end * PANEL : n_out;
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t o = first * PANEL; o < last; o++) y[t * n_out + o] += bias[o];
+}
+
+/* Loads n < VW values, zero beyond. */
+INLINE vf load_some(const float *p, size_t n) {
+    float lane[VW] = {0};
+    memcpy(lane, p, n * sizeof *p);
+    return v_load(lane);
+}
+
+static void rmsnorm(const float *x, const float *w, float eps, size_t n, float *y) {
+    vf squares = v_set(0);
+    size_t i = 0;
+    for (; i + VW <= n; i += VW) squares = v_fma(v_load(x + i), v_load(x + i), squares);
+    if (i < n) {
+        const vf rest = load_some(x + i, n - i);
+        squares = v_fma(rest, rest, squares);
+    }
+    const float scale = 1.0f / sqrtf(v_sum(squares) / (float)n + eps);
+    for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+}
+
+INLINE vf silu(vf x) { return v_div(x, v_add(v_set(1), v_exp(v_sub(v_set(0), x)))); }
+
+static void silu_mul(float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    for (; i + VW <= n; i += VW) v_store(gate + i, v_mul(silu(v_load(gate + i)), v_load(up + i)));
+    if (i < n) {
+        float lane[VW];
+        v_store(lane, v_mul(silu(load_some(gate + i, n - i)), load_some(up + i, n - i)));
+        memcpy(gate + i, lane, (n - i) * sizeof *gate);
+    }
+}
+
+static void rope(float *x, size_t n_heads, size_t head_dim, const float *cosine, const float *sine) {
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_heads; h++, x += head_dim)
+        for (size_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + half] = b * cosine[i] + a * sine[i];
+        }
+}
+
+static void widen(const uint16_t *bf16, size_t n, float *out) {
+    for (size_t i = 0; i < n; i += VW) v_store(out + i, v_widen(bf16 + i));
+}
+
+/* Dot products of q with 8 keys at a time: a key is summed lane by lane, then over the lanes, alone or among others. */
+INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float scale, float *logits) {
+    vf acc[8];
+    UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
+    for (size_t i = 0; i < stride; i += VW) {
+        const vf part = v_load(q + i);
+        UNROLL for (int j = 0; j < N; j++) acc[j] = v_fma(part, v_load(keys + (size_t)j * stride + i), acc[j]);
+    }
+    for (int j = 0; j < N; j++) logits[j] = v_sum(acc[j]) * scale;
+}
+
+/* acc[i …] = Σ_j p[j] values[j, i …] over 4 vectors, or 1 at the end of a stride that is no multiple of 4·VW */
+INLINE void weigh(const int N, const float *p, const float *values, size_t n, size_t stride, float *acc) {
+    vf sum[4];
+    UNROLL for (int c = 0; c < N; c++) sum[c] = v_set(0);
+    for (size_t j = 0; j < n; j++) {
+        const vf weight = v_set(p[j]);
+        UNROLL for (int c = 0; c < N; c++) sum[c] = v_fma(weight, v_load(values + j * stride + (size_t)c * VW), sum[c]);
+    }
+    UNROLL for (int c = 0; c < N; c++) v_store(acc + (size_t)c * VW, sum[c]);
+}
+
+static skv_partial attend(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale, float *logits,
+                          float *acc) {
+    size_t j = 0;
+    for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, scale, logits + j);
+    for (; j < n; j++) dots(1, q, keys + j * stride, stride, scale, logits + j);
+    skv_partial part = {.max = logits[0]};
+    for (j = 1; j < n; j++)
+        if (logits[j] > part.max) part.max = logits[j];
+    vf sum = v_set(0);
+    for (j = 0; j < n; j += VW) {
+        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = part.max; /* keeps the unused lanes finite */
+        const vf e = v_exp(v_sub(v_load(logits + j), v_set(part.max)));
+        v_store(logits + j, e);
+        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = 0;
+        sum = v_add(sum, v_load(logits + j));
+    }
+    part.sum = v_sum(sum);
+    size_t i = 0;
+    for (; i + 4 * VW <= stride; i += 4 * VW) weigh(4, logits, values + i, n, stride, acc + i);
+    for (; i < stride; i += VW) weigh(1, logits, values + i, n, stride, acc + i);
+    return part;
+}
+
+static void merge(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride) {
+    if (total->sum == 0) { /* nothing yet */
+        *total = part;
+        memcpy(total_acc, acc, stride * sizeof *acc);
+        return;
+    }
+    const float max = total->max > part.max ? total->max : part.max;
+    float scales[2 * VW] = {total->max - max, part.max - max};
+    v_store(scales, v_exp(v_load(scales)));
+    total->max = max;
+    total->sum = total->sum * scales[0] + part.sum * scales[1];
+    for (size_t i = 0; i < stride; i += VW)
+        v_store(total_acc + i, v_fma(v_load(acc + i), v_set(scales[1]), v_mul(v_load(total_acc + i), v_set(scales[0]))));
+}
+
+static float stream(const float *x, size_t n) {
+    vf acc[8];
+    UNROLL for (int c = 0; c < 8; c++) acc[c] = v_set(0);
+    for (size_t i = 0; i + 8 * VW <= n; i += 8 * VW) {
+        __builtin_prefetch(x + i + 1024);
+        UNROLL for (int c = 0; c < 8; c++) acc[c] = v_add(acc[c], v_load(x + i + c * VW));
+    }
+    float sum = 0;
+    for (int c = 0; c < 8; c++) sum += v_sum(acc[c]);
+    return sum;
+}
+
+static double peak(size_t n, float *sink) {
+    vf acc[12];
+    UNROLL for (int c = 0; c < 12; c++) acc[c] = v_set((float)c);
+    const vf a = v_set(0.999f), b = v_set(1e-3f);
+    for (size_t i = 0; i < n; i++) {
+        UNROLL for (int c = 0; c < 12; c++) acc[c] = v_fma(acc[c], a, b);
+    }
+    for (int c = 0; c < 12; c++) *sink += v_sum(acc[c]);
+    return 12.0 * VW * (double)n;
+}
+
+#define STRING(x) #x
+#define NAME(x) STRING(x)
+const skv_kernels KERNELS = {
+    .name = NAME(VARIANT),
+    .lanes = VW,
+    .linear = linear,
+    .rmsnorm = rmsnorm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .widen = widen,
+    .attend = attend,
+    .merge = merge,
+    .stream = stream,
+    .peak = peak,
+};

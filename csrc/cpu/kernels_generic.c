@@ -1,0 +1,3 @@
+#define VARIANT generic
+#define KERNELS skv_kernels_generic
+#include "kernels.inc.h"
