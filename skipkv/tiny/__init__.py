@@ -1,0 +1,1 @@
+"""The trained tiny model, as package data."""
