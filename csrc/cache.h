@@ -1,0 +1,31 @@
+/* Pages of slots for many rows. A row reserves its worst case when it is opened, so that a step never allocates: pages come from a pool
+ * that grows only then, and go back to it at once. */
+#ifndef SKV_CACHE_H
+#define SKV_CACHE_H
+
+#include "backend.h"
+
+typedef struct skv_cache {
+    skv_cache_shape shape;
+    skv_heap *heap;
+    size_t limit_bytes; /* of the pool; SIZE_MAX: none */
+    char **chunks;      /* what the pool is made of */
+    size_t n_chunks;
+    char **free_pages; /* a stack */
+    size_t n_free, n_pages, n_reserved;
+} skv_cache;
+
+skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type);
+
+/* Sets n pages aside. SKV_CAPACITY where they do not fit beside what is reserved now. */
+skv_status skv_cache_reserve(skv_cache *cache, size_t n, skv_error *error);
+void skv_cache_release(skv_cache *cache, size_t n);
+
+/* Room for n more slots of one head, within its row's reservation. */
+void skv_cache_extend(skv_cache *cache, skv_head *head, size_t n);
+
+/* Gives all pages of a head back. */
+void skv_cache_clear(skv_cache *cache, skv_head *head);
+void skv_cache_free(skv_cache *cache);
+
+#endif
