@@ -102,8 +102,8 @@ skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const 
     if (!s) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%.96s\" is not part of this model", name);
     const bool vector = !s->columns;
     if (n_dims != (vector ? 1 : 2) || shape[0] != s->rows || (!vector && shape[1] != s->columns))
-        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\": expected shape [%d%s%.0d], found %d dimensions, the first %lld", name, s->rows,
-                        vector ? "" : ", ", s->columns, n_dims, n_dims ? (long long)shape[0] : 0);
+        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\": expected shape [%d] × [%d], found %lld × %lld in %d dimensions", name, s->rows,
+                        vector ? 1 : s->columns, (long long)shape[0], (long long)shape[1], n_dims);
     if (vector ? *s->vector != NULL : s->matrix->data != NULL) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" was bound before", name);
     if (vector) {
         /* A vector is packed as a matrix of one input: f32, in order, filled up with zeros. */
