@@ -9,21 +9,15 @@ Everything is checked here, at the border, before a single weight is packed: the
 from __future__ import annotations
 
 import json
-import math
-import mmap
 import os
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
-import numpy as np
-
 from skipkv import _skipkv
-from skipkv.errors import CheckpointError, ConfigError
+from skipkv.errors import CheckpointError
 
 __all__ = ["Checkpoint", "ModelConfig", "Tensor", "open_checkpoint"]
 
@@ -313,32 +307,3 @@ def _merged_rope(fields: _Fields) -> _Fields:
             if value is not None:
                 merged[key] = value
     return _Fields(fields.path, {key: value for key, value in merged.items() if value is not None}, source)
-
-
-# ----------------------------------------------------------------------------------------------------------- safetensors
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies: ``n_bytes`` bytes of ``dtype`` ("F32", "F16", "BF16") from byte ``offset`` of ``file``."""
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
-
-
-def _map_shard(path: Path) -> tuple[mmap.mmap, dict[str, Tensor]]:
-    """Map one safetensors file; its tensors come in file order, each checked to lie where the header says."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a safetensors file, found {'no regular file' if path.exists() else 'nothing'}")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header = _read_header(path, file.read(8), size)
-            tensors = _tensors(path, _parse_object(file.read(header), f"{path}: header"), 8 + header, size)
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), tensors
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None

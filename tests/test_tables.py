@@ -7,6 +7,7 @@ import pytest
 
 import skipkv
 from skipkv import _skipkv
+from skipkv.checkpoint import ModelConfig
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 CONFIG = dict(
@@ -51,3 +52,9 @@ def test_bad_dimensions_are_refused_by_name(changes, message):
 
 def test_plain_c_runs_everywhere():
     assert _skipkv.variants()["generic"] is True
+
+
+def test_the_tiny_config_is_read_from_its_file():
+    read = ModelConfig.from_json(TINY / "config.json").as_dict()
+    assert {key: read[key] for key in CONFIG} == CONFIG
+    assert _skipkv.tensors(read) == _skipkv.tensors(CONFIG)
