@@ -1,9 +1,6 @@
-"""Opens a model directory as ``transformers`` saves it, and refuses it with one clear sentence when anything in it is wrong.
+"""Reads a model directory's config.json, and refuses with one clear sentence what the engine would compute wrongly.
 
-    path, hub id or "tiny" → directory → config.json → ModelConfig → the tensors that config needs
-                                       → safetensors headers → the tensors that are there → compared → Checkpoint
-
-Everything is checked here, at the border, before a single weight is packed: the engine behind it only asserts.
+Everything is checked here, at the border: the engine behind it only asserts.
 """
 
 from __future__ import annotations
@@ -19,18 +16,9 @@ from typing import Any, NoReturn
 from skipkv import _skipkv
 from skipkv.errors import CheckpointError
 
-__all__ = ["Checkpoint", "ModelConfig", "Tensor", "open_checkpoint"]
+__all__ = ["ModelConfig"]
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
-# What a hub repository is asked for: no second copy of the weights in another format, nothing from sub-folders.
-HUB_FILES = [CONFIG, GENERATION, WEIGHTS, INDEX, "model-*.safetensors", "model.safetensors-*.safetensors",
-             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
-
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_JSON_BYTES = 100_000_000  # the safetensors reference implementation's limit for a header
-MAX_RANK = 8
 # Far above every published model; what exceeds them is a broken file, and refusing it here keeps size arithmetic small.
 MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, 1024
 MAX_HIDDEN, MAX_FFN, MAX_VOCAB, MAX_CONTEXT = 1 << 17, 1 << 20, 1 << 22, 1 << 26
