@@ -342,6 +342,7 @@ def test_alpha_counts_the_sentence_that_this_token_closes():
     # inside: 4 … 12. The delimiter at 6 closes the first thought, 10 the second (":\n\n" at 8 is no delimiter but has
     # a blank line); the marked sentences outside count nowhere
     assert alphas("think") == {6: 1.5, 8: 1.5, 12: 1.9}
+    assert alphas("generation", n_prompt=8) == {8: 1.5, 12: 1.9, 15: 1.9}
     assert alphas("generation", n_prompt=9) == {12: 1.9, 15: 1.9}
     assert alphas("all") == {1: 1.0, 6: 1.5, 8: 1.5, 12: 1.9, 15: 1.9}
 
