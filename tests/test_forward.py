@@ -1,32 +1,23 @@
-"""The engine's forward on the tiny checkpoint against tests/reference.py, and its invariance to batch, chunking and threads."""
-
-import json
+"""The forward on the tiny checkpoint: equal to tests/reference.py, and the same in any batch, chunk and thread count."""
 
 import numpy as np
 import pytest
 import reference
-from test_tables import CONFIG, TINY
+from test_tables import CONFIG
 
 import skipkv
 from skipkv import _skipkv
+from skipkv.checkpoint import open_checkpoint
 
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 TOKENS = np.random.default_rng(5).integers(0, CONFIG["vocab"], 150).astype(np.int32)
 
 
-def tensors():
-    """name → (shape, bytes) of the tiny checkpoint, all bf16."""
-    data = (TINY / "model.safetensors").read_bytes()
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + n])
-    header.pop("__metadata__", None)
-    return {k: (tuple(e["shape"]), data[8 + n + e["data_offsets"][0] : 8 + n + e["data_offsets"][1]]) for k, e in header.items()}
-
-
-def load(variant, dtype="bf16"):
-    model = _skipkv.Model(CONFIG, dtype, variant)
-    for name, (shape, data) in tensors().items():
-        model.bind(name, "bf16", shape, data, 2)
+def load(variant):
+    with open_checkpoint("tiny") as checkpoint:
+        model = _skipkv.Model(checkpoint.config.as_dict(), "bf16", variant)
+        for name, tensor in checkpoint.tensors.items():
+            model.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.view(name), 2)
     return model
 
 
@@ -51,10 +42,11 @@ def alone(model):
 
 @pytest.fixture(scope="module")
 def expected():
-    weights = {
-        k: (np.frombuffer(d, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(s)
-        for k, (s, d) in tensors().items()
-    }
+    with open_checkpoint("tiny") as checkpoint:
+        weights = {
+            name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+            for name, tensor in checkpoint.tensors.items()
+        }
     return reference.Decoder(CONFIG, weights).logits(TOKENS)
 
 

@@ -64,20 +64,13 @@ INLINE void tiles(const int P, const int wide, size_t n, const char *w, size_t s
 #undef CASE
 }
 
-static void panels_f32(const char *w, size_t stride, int four, size_t n, size_t n_k, const float *x, size_t ld_x, float *y, size_t ld_y,
-                       int resume) {
+/* One token against four panels, or up to MAX_TILE tokens against one. */
+INLINE void panels(const int wide, int four, size_t n, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
+                   size_t ld_y, int resume) {
     if (four)
-        tile(1, 4, 1, w, stride, n_k, x, ld_x, y, ld_y, resume);
+        tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
     else
-        tiles(1, 1, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
-}
-
-static void panels_bf16(const char *w, size_t stride, int four, size_t n, size_t n_k, const float *x, size_t ld_x, float *y, size_t ld_y,
-                        int resume) {
-    if (four)
-        tile(1, 4, 0, w, stride, n_k, x, ld_x, y, ld_y, resume);
-    else
-        tiles(1, 0, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
+        tiles(1, wide, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
 }
 
 /* Blocks of inputs and tokens keep a block of x in the second-level cache while the panels pass by; a sum is stored and resumed between
@@ -101,8 +94,11 @@ static void linear(const skv_matrix *m, size_t first, size_t end, const float *x
                 for (size_t t = 0; t < n_t; t += MAX_TILE) {
                     const size_t n = n_t - t < MAX_TILE ? n_t - t : MAX_TILE;
                     const char *panel = w + p * stride + k0 * PANEL * size;
-                    (wide ? panels_f32 : panels_bf16)(panel, stride, four, n, n_k, x + (t0 + t) * n_in + k0, n_in, out + t * ld_y, ld_y,
-                                                      k0 > 0);
+                    const float *in = x + (t0 + t) * n_in + k0;
+                    if (wide)
+                        panels(1, four, n, panel, stride, n_k, in, n_in, out + t * ld_y, ld_y, k0 > 0);
+                    else
+                        panels(0, four, n, panel, stride, n_k, in, n_in, out + t * ld_y, ld_y, k0 > 0);
                 }
                 p += four ? 4 : 1;
             }

@@ -1,0 +1,80 @@
+"""Small checkpoints for tests, written byte by byte: no library between the test and the file."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.checkpoint import ModelConfig
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+# As transformers 4 writes them, cut to what counts.
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 40,
+}
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-06}
+QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-06, "head_dim": 8}
+
+
+def safetensors(header, data=b""):
+    """A file of this header (an object, or bytes to be taken as they are) and this data."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + data
+
+
+def pack(tensors):
+    """A valid file of ``{name: (dtype, shape, bytes)}``, in this order."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    raw = json.dumps(header).encode()
+    return safetensors(raw + b" " * (-len(raw) % 8), data)
+
+
+def random_tensors(config, dtype="BF16", seed=0):
+    """``{name: (dtype, shape, bytes)}`` for a config.json's object; finite random numbers, norms and biases included."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape, _ in _skipkv.tensors(config.as_dict()):
+        values = (rng.standard_normal(shape) * 0.1).astype(np.float32)
+        raw = values if dtype == "F32" else values.astype(np.float16) if dtype == "F16" else values.view(np.uint16)[..., 1::2]
+        tensors[name] = (dtype, shape, raw.tobytes())
+    return tensors
+
+
+def write(directory, config=None, tensors=None, dtype="BF16", shards=1, **changes):
+    """Write a checkpoint: ``config`` with ``changes`` (None removes a key), random weights unless given. Returns its tensors."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    values = {key: value for key, value in ((config or LLAMA) | changes).items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(values))
+    if tensors is None:
+        tensors = random_tensors(ModelConfig.from_json(directory / "config.json"), dtype)
+    if shards == 1:
+        (directory / "model.safetensors").write_bytes(pack(tensors))
+        return tensors
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        (directory / file).write_bytes(pack(part))
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return tensors
