@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -42,6 +43,7 @@ setup(
         Extension(
             "skipkv._skipkv",
             sources,
+            include_dirs=[numpy.get_include()],
             depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
             extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
             extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),

@@ -20,7 +20,7 @@ typedef struct skv_matrix {
 } skv_matrix;
 
 /* The slots of one (row, layer, KV head): slot i is entry i % SKV_PAGE of pages[i / SKV_PAGE]. A page holds keys [SKV_PAGE, stride], values
- * [SKV_PAGE, stride] in the cache's type and positions [SKV_PAGE] int32; stride is head_dim rounded up to 16, zero beyond head_dim. */
+ * [SKV_PAGE, stride] in the cache's type, positions [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; stride is head_dim rounded up to 16, zero beyond head_dim. */
 typedef struct skv_head {
     char **pages;
     int32_t n_pages, n_slots;
@@ -28,6 +28,7 @@ typedef struct skv_head {
 
 typedef struct skv_cache_shape {
     skv_dtype type; /* f32 or bf16 */
+    bool sums;      /* pages hold the attention received by every slot, too */
     int32_t head_dim, stride;
     size_t page_bytes;
 } skv_cache_shape;
@@ -55,6 +56,8 @@ typedef struct skv_exec {
     float *partials; /* [n_heads, n_partial_pages, stride + 2]: one decode row's attention, page by page */
     size_t n_partial_pages;
 } skv_exec;
+
+struct skv_scoring;
 
 typedef struct skv_backend {
     const char *name;
@@ -92,6 +95,28 @@ typedef struct skv_backend {
 
     /* x += y; both [n] */
     void (*add)(const skv_exec *exec, float *x, const float *y, size_t n);
+
+    /* x += alpha y; both [n] */
+    void (*add_scaled)(const skv_exec *exec, float *x, const float *y, float alpha, size_t n);
+
+    /* Every slot's sum += Σ of the probabilities that the spans' queries give it (h2o); q [n, n_heads, head_dim], logits [n_threads, 2, ld] scratch */
+    void (*receive)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
+                    size_t n_kv_heads, const float *q, float *logits, size_t ld);
+
+    /* Compaction works head by head, on one thread each. keys [n, stride] as float32, positions [n], sums [n] ← the slots listed, or the
+     * first n with slots NULL; keys and sums may be NULL. */
+    void (*gather)(const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n, float *keys, int32_t *positions, float *sums);
+
+    /* Slots 0 … n − 1 ← the slots keep[0 … n − 1]; scratch [n, stride] floats */
+    void (*compact)(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n, void *scratch);
+
+    /* scoring->importance, ->redundancy (METHOD.md §2, §3) of one head, with score_work floats at scoring->work */
+    size_t (*score_work)(size_t n_slots, size_t stride, size_t window);
+    void (*importance)(struct skv_scoring *scoring);
+    void (*redundancy)(struct skv_scoring *scoring);
+
+    /* a · b; both [n], n a multiple of 16 */
+    float (*dot)(const struct skv_backend *backend, const float *a, const float *b, size_t n);
 
     /* Largest rates this device reaches with these kernels: bytes/s read from memory, multiply-accumulates/s. */
     void (*limits)(const skv_exec *exec, const float *memory, size_t n, double *bytes, double *macs);

@@ -3,12 +3,13 @@
 #include <assert.h>
 #include <string.h>
 
-skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type) {
+skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type, bool sums) {
     const int32_t stride = (config->head_dim + 15) / 16 * 16;
     return (skv_cache_shape){.type = type,
                              .head_dim = config->head_dim,
                              .stride = stride,
-                             .page_bytes = SKV_PAGE * (2 * (size_t)stride * skv_dtype_size(type) + sizeof(int32_t))};
+                             .sums = sums,
+                             .page_bytes = SKV_PAGE * (2 * (size_t)stride * skv_dtype_size(type) + sizeof(int32_t) + (sums ? sizeof(float) : 0))};
 }
 
 /* Adds a chunk of n pages to the pool. */
@@ -55,12 +56,15 @@ void skv_cache_extend(skv_cache *c, skv_head *head, size_t n) {
         assert(c->n_free);
         head->pages[head->n_pages++] = c->free_pages[--c->n_free];
     }
+    if (c->n_pages - c->n_free > c->peak_pages) c->peak_pages = c->n_pages - c->n_free;
 }
 
-void skv_cache_clear(skv_cache *c, skv_head *head) {
-    while (head->n_pages) c->free_pages[c->n_free++] = head->pages[--head->n_pages];
-    head->n_slots = 0;
+void skv_cache_truncate(skv_cache *c, skv_head *head, size_t n) {
+    while ((size_t)head->n_pages * SKV_PAGE >= n + SKV_PAGE) c->free_pages[c->n_free++] = head->pages[--head->n_pages];
+    head->n_slots = (int32_t)n;
 }
+
+void skv_cache_clear(skv_cache *c, skv_head *head) { skv_cache_truncate(c, head, 0); }
 
 void skv_cache_free(skv_cache *c) {
     for (size_t i = 0; i < c->n_chunks; i++) skv_free(c->heap, c->chunks[i]);

@@ -12,10 +12,10 @@ typedef struct skv_cache {
     char **chunks;      /* what the pool is made of */
     size_t n_chunks;
     char **free_pages; /* a stack */
-    size_t n_free, n_pages, n_reserved;
+    size_t n_free, n_pages, n_reserved, peak_pages; /* peak: most in use at once */
 } skv_cache;
 
-skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type);
+skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type, bool sums);
 
 /* Sets n pages aside. SKV_CAPACITY where they do not fit beside what is reserved now. */
 skv_status skv_cache_reserve(skv_cache *cache, size_t n, skv_error *error);
@@ -23,6 +23,9 @@ void skv_cache_release(skv_cache *cache, size_t n);
 
 /* Room for n more slots of one head, within its row's reservation. */
 void skv_cache_extend(skv_cache *cache, skv_head *head, size_t n);
+
+/* Only the first n slots of a head stay; pages beyond them go back. */
+void skv_cache_truncate(skv_cache *cache, skv_head *head, size_t n);
 
 /* Gives all pages of a head back. */
 void skv_cache_clear(skv_cache *cache, skv_head *head);

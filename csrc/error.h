@@ -9,6 +9,7 @@ typedef enum skv_status {
     SKV_CONFIG,     /* a parameter is out of range */
     SKV_CAPACITY,   /* does not fit: into a limit, or into memory */
     SKV_BACKEND,    /* a device or its driver failed */
+    SKV_CALLER,     /* a function of the caller's failed, and the caller knows why */
 } skv_status;
 
 typedef struct skv_error {

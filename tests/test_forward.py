@@ -135,6 +135,6 @@ def test_missing_and_wrong_tensors_are_named():
     with pytest.raises(skipkv.CheckpointError, match='"model.embed_tokens.weight" is missing'):
         _skipkv.Session(model)
     with pytest.raises(skipkv.CheckpointError, match='"nonsense" is not part'):
-        model.bind("nonsense", "f32", (1,), bytes(4), 1)
+        model.bind("nonsense", "f32", (1,), np.zeros(4, np.uint8), 1)
     with pytest.raises(skipkv.CheckpointError, match='"model.norm.weight": expected shape'):
-        model.bind("model.norm.weight", "f32", (2,), bytes(8), 1)
+        model.bind("model.norm.weight", "f32", (2,), np.zeros(8, np.uint8), 1)

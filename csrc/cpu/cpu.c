@@ -8,7 +8,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "kernels.h"
+#include "../policies.h"
+#include "pages.h"
+#include "score.h"
 
 static const skv_kernels *kernels_of(const skv_exec *exec) { return exec->backend->kernels; }
 
@@ -105,16 +107,6 @@ static void cpu_rope(const skv_exec *exec, float *x, size_t n, size_t n_heads, s
         kernels_of(exec)->rope(x + t * n_heads * head_dim, n_heads, head_dim, cosine + t * (head_dim / 2), sine + t * (head_dim / 2));
 }
 
-static char *page_keys(const skv_head *head, size_t page) { return head->pages[page]; }
-
-static char *page_values(const skv_cache_shape *cache, const skv_head *head, size_t page) {
-    return head->pages[page] + SKV_PAGE * (size_t)cache->stride * skv_dtype_size(cache->type);
-}
-
-static int32_t *page_positions(const skv_cache_shape *cache, const skv_head *head, size_t page) {
-    return (int32_t *)(void *)(head->pages[page] + 2 * SKV_PAGE * (size_t)cache->stride * skv_dtype_size(cache->type));
-}
-
 /* One slot's vector ← x [head_dim], zero up to the stride. */
 static void store(const skv_cache_shape *cache, char *page, size_t slot, const float *x) {
     const size_t stride = (size_t)cache->stride, dim = (size_t)cache->head_dim;
@@ -143,6 +135,7 @@ static void cpu_append(const skv_exec *exec, const skv_cache_shape *cache, const
                 store(cache, page_keys(head, page), slot % SKV_PAGE, k + from);
                 store(cache, page_values(cache, head, page), slot % SKV_PAGE, v + from);
                 page_positions(cache, head, page)[slot % SKV_PAGE] = span->position + (int32_t)i;
+                if (cache->sums) page_sums(cache, head, page)[slot % SKV_PAGE] = 0;
             }
     }
 }
@@ -161,12 +154,6 @@ typedef struct attention_block {
 static size_t cpu_scratch(const skv_cache_shape *cache, int32_t group) {
     const size_t stride = (size_t)cache->stride, n = BLOCK_TOKENS * (size_t)group;
     return 2 * SKV_PAGE * stride + 2 * n * stride + stride + SKV_PAGE + 16 + 2 * n + 16;
-}
-
-static const float *page_f32(const skv_kernels *kernels, const skv_cache_shape *cache, const char *page, size_t n, float *scratch) {
-    if (cache->type == SKV_F32) return (const float *)(const void *)page;
-    kernels->widen((const uint16_t *)(const void *)page, n * (size_t)cache->stride, scratch);
-    return scratch;
 }
 
 /* With partials (a block of one token) every page's result goes there unmerged; otherwise the merged result goes to out. */
@@ -279,6 +266,17 @@ static void cpu_add(const skv_exec *exec, float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
+static void cpu_add_scaled(const skv_exec *exec, float *x, const float *y, float alpha, size_t n) {
+    (void)exec;
+    for (size_t i = 0; i < n; i++) x[i] += alpha * y[i];
+}
+
+static float cpu_dot(const skv_backend *backend, const float *a, const float *b, size_t n) {
+    float dot;
+    ((const skv_kernels *)backend->kernels)->inner(a, b, 1, n, &dot);
+    return dot;
+}
+
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -309,7 +307,9 @@ static void cpu_limits(const skv_exec *exec, const float *memory, size_t n, doub
 #define CPU_BACKEND(variant)                                                                                                        \
     {.name = #variant, .kernels = &skv_kernels_##variant, .scratch = cpu_scratch, .pack = cpu_pack, .embed = cpu_embed,           \
      .rmsnorm = cpu_rmsnorm, .linear = cpu_linear, .rope = cpu_rope, .append = cpu_append, .attention = cpu_attention,              \
-     .silu_mul = cpu_silu_mul, .add = cpu_add, .limits = cpu_limits}
+     .silu_mul = cpu_silu_mul, .add = cpu_add, .add_scaled = cpu_add_scaled, .receive = cpu_receive, .gather = cpu_gather,       \
+     .compact = cpu_compact, .score_work = cpu_score_work, .importance = cpu_importance, .redundancy = cpu_redundancy,             \
+     .dot = cpu_dot, .limits = cpu_limits}
 
 const skv_backend skv_cpu_generic = CPU_BACKEND(generic);
 #if defined(__x86_64__)

@@ -14,6 +14,8 @@ typedef struct skv_partial {
     float sum; /* Σ e^(logit − max) */
 } skv_partial;
 
+enum { SKV_COLUMNS = 16 }; /* keys of a panel of products */
+
 typedef struct skv_kernels {
     const char *name;
     size_t lanes; /* VW; a weight panel holds 2·VW outputs (see pack in cpu.c) */
@@ -41,6 +43,15 @@ typedef struct skv_kernels {
 
     /* (total, total_acc) ← both together; acc [stride] */
     void (*merge)(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride);
+
+    /* out[r, j] = rows[r] · column j of a panel [dim, SKV_COLUMNS] */
+    void (*products)(const float *panel, const float *const *rows, size_t n, size_t dim, float *out);
+
+    /* out[j] = q · keys[j]; q [stride], keys [n, stride] */
+    void (*inner)(const float *q, const float *keys, size_t n, size_t stride, float *out);
+
+    /* sum[j] += softmax(z)[j]; both [n] with room for 16 more; z becomes e^(z − max) */
+    void (*add_softmax)(float *z, size_t n, float *sum);
 
     /* Benchmarks: a sum over n floats (read bandwidth), and n·lanes·… multiply-accumulates in registers; returns their number. */
     float (*stream)(const float *x, size_t n);

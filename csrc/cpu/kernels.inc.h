@@ -242,6 +242,8 @@ static double peak(size_t n, float *sink) {
     return 12.0 * VW * (double)n;
 }
 
+#include "score.inc.h"
+
 #define STRING(x) #x
 #define NAME(x) STRING(x)
 const skv_kernels KERNELS = {
@@ -254,6 +256,9 @@ const skv_kernels KERNELS = {
     .widen = widen,
     .attend = attend,
     .merge = merge,
+    .products = products,
+    .inner = inner,
+    .add_softmax = add_softmax,
     .stream = stream,
     .peak = peak,
 };

@@ -1,0 +1,69 @@
+/* The Python binding: the only files that include Python.h and NumPy. Arrays come in checked for type, shape and order, and are held by
+ * reference while they are borrowed. */
+#ifndef SKV_BINDING_H
+#define SKV_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL skv_ARRAY_API
+#ifndef SKV_MODULE
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "../session.h"
+
+typedef struct module_state {
+    PyObject *errors; /* module skipkv.errors */
+    PyTypeObject *model;
+} module_state;
+
+typedef struct py_model {
+    PyObject_HEAD
+    skv_model *model;
+} py_model;
+
+extern PyType_Spec py_model_spec, py_session_spec;
+
+/* The one funnel from status codes to exceptions. Returns NULL. */
+PyObject *py_raise(PyObject *module, const skv_error *error);
+
+/* As py_raise, for bad arguments that only the binding can see. */
+PyObject *py_config_error(PyObject *module, const char *format, ...);
+
+PyObject *py_module_of(PyObject *self);
+
+/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the same array where it is one
+ * already, else a copy. NULL with a ConfigError that names it. */
+PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape);
+
+/* As py_array, but to be written to: never a copy. */
+PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape);
+
+/* A new array with a copy of the data. */
+PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape);
+
+int py_dtype(PyObject *module, const char *name, int n_allowed); /* −1 with a ConfigError */
+
+/* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first, prompt), "evict", "compat",
+ * "score", "needs"}; all but the name optional. What the arrays and the function are borrowed from is held in `held`, a new reference. */
+typedef struct py_custom {
+    PyObject *module, *function;
+    PyObject *type, *value, *traceback; /* what the function raised */
+} py_custom;
+
+int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *custom, PyObject **held);
+
+/* (flags uint8 [vocab], runs int32 [n, 3], ways int32 [n_ways, SKV_WAY], n_open) or None; held as above. */
+int py_vocabulary(PyObject *module, PyObject *tuple, skv_vocabulary *vocabulary, npy_intp vocab, PyObject **held);
+
+/* Functions on arrays (arrays.c). */
+PyObject *py_methods(PyObject *module, PyObject *unused);
+PyObject *py_check_method(PyObject *module, PyObject *args);
+PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *py_segment(PyObject *module, PyObject *args);
+PyObject *py_flag_repeats(PyObject *module, PyObject *args);
+
+#endif

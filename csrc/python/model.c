@@ -1,0 +1,182 @@
+#include "binding.h"
+
+/* config[key] as a C number; with an exception set, *failed becomes 1. */
+static double number(PyObject *config, const char *key, int *failed) {
+    PyObject *value = *failed ? NULL : PyMapping_GetItemString(config, key);
+    const double result = value ? PyFloat_AsDouble(value) : 0;
+    Py_XDECREF(value);
+    if (PyErr_Occurred()) *failed = 1;
+    return result;
+}
+
+/* Numbers beyond an int32 become −1, which skv_config_check refuses by name. */
+static int32_t integer(PyObject *config, const char *key, int *failed) {
+    const double value = number(config, key, failed);
+    return value >= 0 && value <= INT32_MAX ? (int32_t)value : -1;
+}
+
+/* The family that config names, NULL with an exception set. */
+static const skv_family *family_of(PyObject *module, PyObject *config) {
+    PyObject *value = PyMapping_GetItemString(config, "family");
+    const char *name = value ? PyUnicode_AsUTF8(value) : NULL;
+    const skv_family *family = name ? skv_family_find(name) : NULL;
+    if (name && !family) py_config_error(module, "config: family \"%s\" is unknown", name);
+    Py_XDECREF(value);
+    return family;
+}
+
+/* The index of config[key] in names; with an exception set, *failed becomes 1. */
+static int named(PyObject *module, PyObject *config, const char *key, const char *const *names, int n, int *failed) {
+    PyObject *value = *failed ? NULL : PyMapping_GetItemString(config, key);
+    const char *name = value ? PyUnicode_AsUTF8(value) : NULL;
+    int found = 0;
+    while (name && found < n && strcmp(names[found], name)) found++;
+    if (name && found == n) py_config_error(module, "config: %s \"%s\" is unknown", key, name);
+    Py_XDECREF(value);
+    if (PyErr_Occurred()) *failed = 1;
+    return found < n ? found : 0;
+}
+
+static int read_config(PyObject *module, PyObject *config, skv_config *c) {
+    int failed = 0;
+    *c = (skv_config){.family = family_of(module, config)};
+    if (!c->family) return -1;
+    c->n_layers = integer(config, "n_layers", &failed);
+    c->n_heads = integer(config, "n_heads", &failed);
+    c->n_kv_heads = integer(config, "n_kv_heads", &failed);
+    c->head_dim = integer(config, "head_dim", &failed);
+    c->hidden = integer(config, "hidden", &failed);
+    c->ffn = integer(config, "ffn", &failed);
+    c->vocab = integer(config, "vocab", &failed);
+    c->context = integer(config, "context", &failed);
+    c->norm_eps = (float)number(config, "norm_eps", &failed);
+    c->tied = number(config, "tied", &failed) != 0;
+    c->qkv_bias = number(config, "qkv_bias", &failed) != 0;
+    c->o_bias = number(config, "o_bias", &failed) != 0;
+    c->mlp_bias = number(config, "mlp_bias", &failed) != 0;
+    c->rope_theta = number(config, "rope_theta", &failed);
+    c->rope_type = (skv_rope)named(module, config, "rope_type", skv_rope_names, SKV_N_ROPES, &failed);
+    if (c->rope_type != SKV_ROPE_DEFAULT) c->rope_factor = number(config, "rope_factor", &failed);
+    if (c->rope_type == SKV_ROPE_LLAMA3) {
+        c->rope_low_freq_factor = number(config, "rope_low_freq_factor", &failed);
+        c->rope_high_freq_factor = number(config, "rope_high_freq_factor", &failed);
+        c->rope_original_context = number(config, "rope_original_context", &failed);
+    }
+    return failed ? -1 : 0;
+}
+
+PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
+    skv_config config;
+    skv_error error;
+    const skv_backend *backend;
+    if (read_config(module, config_dict, &config)) return NULL;
+    if (skv_backend_find("generic", &backend, &error)) return py_raise(module, &error);
+    skv_model *model = skv_model_new(&config, backend, SKV_F32, &error);
+    if (!model) return py_raise(module, &error);
+    PyObject *list = PyList_New((Py_ssize_t)model->n_slots);
+    for (size_t i = 0; list && i < model->n_slots; i++) {
+        const skv_slot *s = model->slots + i;
+        PyObject *row = s->columns ? Py_BuildValue("s(ii)O", s->name, s->rows, s->columns, Py_True) : Py_BuildValue("s(i)O", s->name, s->rows, Py_False);
+        if (row)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, row);
+        else
+            Py_CLEAR(list);
+    }
+    skv_model_free(model);
+    return list;
+}
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *config_dict, *module = PyType_GetModule(type);
+    const char *dtype = "f32", *variant = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sz", (char *[]){"config", "dtype", "variant", NULL}, &config_dict, &dtype, &variant))
+        return NULL;
+    skv_config config;
+    skv_error error;
+    const skv_backend *backend;
+    const int weight_type = py_dtype(module, dtype, SKV_F16);
+    if (weight_type < 0 || read_config(module, config_dict, &config)) return NULL;
+    if (skv_backend_find(variant, &backend, &error)) return py_raise(module, &error);
+    py_model *self = (py_model *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->model = skv_model_new(&config, backend, (skv_dtype)weight_type, &error);
+    if (self->model) return (PyObject *)self;
+    py_raise(module, &error);
+    Py_DECREF(self);
+    return NULL;
+}
+
+static void model_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    skv_model_free(((py_model *)self)->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *model_bind(PyObject *self, PyObject *args) {
+    skv_model *model = ((py_model *)self)->model;
+    PyObject *module = py_module_of(self), *shape_tuple, *object, *result = NULL;
+    const char *name, *dtype;
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "ssO!Oi", &name, &dtype, &PyTuple_Type, &shape_tuple, &object, &n_threads)) return NULL;
+    const Py_ssize_t n_dims = PyTuple_GET_SIZE(shape_tuple);
+    const int type = py_dtype(module, dtype, SKV_N_DTYPES);
+    if (type < 0) return NULL;
+    if (n_dims < 1 || n_dims > 2) return py_config_error(module, "tensor \"%s\" has %zd dimensions; allowed: 1 or 2", name, n_dims);
+    int64_t shape[2] = {0};
+    size_t bytes = skv_dtype_size((skv_dtype)type);
+    for (Py_ssize_t i = 0; i < n_dims; i++) {
+        shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape_tuple, i));
+        if (PyErr_Occurred()) return NULL;
+        bytes = skv_mul(bytes, (size_t)shape[i]);
+    }
+    PyArrayObject *data = py_array(module, object, name, NPY_UINT8, 1, (npy_intp[]){-1});
+    if (!data) return NULL;
+    skv_error error;
+    skv_status status = SKV_OK;
+    if (bytes != (size_t)PyArray_SIZE(data) || n_threads < 1 || n_threads > 1024) {
+        py_config_error(module, "tensor \"%s\": %zd bytes for a shape of %zu, %d threads", name, (Py_ssize_t)PyArray_SIZE(data), bytes, n_threads);
+        goto cleanup;
+    }
+    Py_BEGIN_ALLOW_THREADS status = skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
+    Py_END_ALLOW_THREADS result = status ? py_raise(module, &error) : Py_NewRef(Py_None);
+cleanup:
+    Py_DECREF(data);
+    return result;
+}
+
+/* Bandwidth and peak of this machine with this variant's kernels, over a buffer of this many bytes. */
+static PyObject *model_limits(PyObject *self, PyObject *args) {
+    const skv_model *model = ((py_model *)self)->model;
+    Py_ssize_t n_bytes;
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "ni", &n_bytes, &n_threads)) return NULL;
+    if (n_bytes < 4096 || n_threads < 1 || n_threads > 1024) return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
+    skv_heap heap = {0};
+    double bytes, macs;
+    float *memory = skv_alloc(&heap, (size_t)n_bytes, 1);
+    if (!memory) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    memset(memory, 0, (size_t)n_bytes); /* touched: pages that are not there are not read */
+    const skv_exec exec = {.backend = model->backend, .n_threads = n_threads};
+    model->backend->limits(&exec, memory, (size_t)n_bytes / sizeof *memory, &bytes, &macs);
+    skv_free(&heap, memory);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("dd", bytes, macs);
+}
+
+static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) { return PyLong_FromSize_t(((py_model *)self)->model->heap.live_bytes); }
+
+static PyObject *model_variant(PyObject *self, void *Py_UNUSED(closure)) { return PyUnicode_FromString(((py_model *)self)->model->backend->name); }
+
+static PyMethodDef model_methods[] = {
+    {"bind", model_bind, METH_VARARGS, "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
+    {"limits", model_limits, METH_VARARGS, "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels reach."},
+    {0},
+};
+static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},
+                                     {"variant", model_variant, NULL, "Name of the CPU variant.", NULL},
+                                     {0}};
+static PyType_Slot model_slots[] = {{Py_tp_new, model_new}, {Py_tp_dealloc, model_dealloc}, {Py_tp_methods, model_methods},
+                                    {Py_tp_getset, model_getset}, {Py_tp_doc, "Model(config, dtype='f32', variant=None): weights, bound one by one."}, {0}};
+PyType_Spec py_model_spec = {"skipkv._skipkv.Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, model_slots};

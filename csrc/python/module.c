@@ -1,0 +1,163 @@
+/* The module: the core's tables (families, tensors, CPU variants, methods), its two nouns, Model and Session, and its functions on arrays. */
+#define SKV_MODULE
+#include "binding.h"
+
+PyObject *py_raise(PyObject *module, const skv_error *error) {
+    static const char *const names[] = {
+        [SKV_CHECKPOINT] = "CheckpointError", [SKV_CONFIG] = "ConfigError", [SKV_CAPACITY] = "CapacityError", [SKV_BACKEND] = "BackendError", [SKV_CALLER] = "Error"};
+    module_state *state = PyModule_GetState(module);
+    PyObject *class = PyObject_GetAttrString(state->errors, names[error->code]);
+    if (class) PyErr_SetString(class, error->text);
+    Py_XDECREF(class);
+    return NULL;
+}
+
+PyObject *py_config_error(PyObject *module, const char *format, ...) {
+    skv_error error = {.code = SKV_CONFIG};
+    va_list arguments;
+    va_start(arguments, format);
+    PyOS_vsnprintf(error.text, sizeof error.text, format, arguments);
+    va_end(arguments);
+    return py_raise(module, &error);
+}
+
+PyObject *py_module_of(PyObject *self) { return PyType_GetModule(Py_TYPE(self)); }
+
+static int has_shape(PyArrayObject *array, int n_dims, const npy_intp *shape) {
+    if (PyArray_NDIM(array) != n_dims) return 0;
+    for (int i = 0; i < n_dims; i++)
+        if (shape[i] >= 0 && PyArray_DIM(array, i) != shape[i]) return 0;
+    return 1;
+}
+
+/* "[3, n]" */
+static void shape_text(char *text, size_t size, int n_dims, const npy_intp *shape) {
+    size_t at = (size_t)PyOS_snprintf(text, size, "[");
+    for (int i = 0; i < n_dims && at < size - 24; i++)
+        at += (size_t)(shape[i] < 0 ? PyOS_snprintf(text + at, size - at, "%sn", i ? ", " : "") : PyOS_snprintf(text + at, size - at, "%s%zd", i ? ", " : "", (Py_ssize_t)shape[i]));
+    PyOS_snprintf(text + at, size - at, "]");
+}
+
+static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char *name, int n_dims, const npy_intp *shape) {
+    if (!array || has_shape(array, n_dims, shape)) return array;
+    char expected[128], found[128];
+    shape_text(expected, sizeof expected, n_dims, shape);
+    shape_text(found, sizeof found, PyArray_NDIM(array) < 4 ? PyArray_NDIM(array) : 4, PyArray_DIMS(array));
+    py_config_error(module, "%s: expected shape %s, found %s", name, expected, found);
+    Py_DECREF(array);
+    return NULL;
+}
+
+PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape) {
+    const int narrows = type == NPY_FLOAT ? NPY_ARRAY_FORCECAST : 0; /* float64 is rounded; integers are never cut */
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows);
+    if (!array && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
+        PyErr_Clear();
+        PyArray_Descr *wanted = PyArray_DescrFromType(type);
+        py_config_error(module, "%s: expected an array of type %s, found %s", name, wanted->typeobj->tp_name, Py_TYPE(object)->tp_name);
+        Py_DECREF(wanted);
+    }
+    return checked(module, array, name, n_dims, shape);
+}
+
+PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape) {
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY(array)) {
+        py_config_error(module, "%s: expected a writable C-contiguous array of its type", name);
+        return NULL;
+    }
+    Py_INCREF(array);
+    return checked(module, array, name, n_dims, shape);
+}
+
+PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape) {
+    PyObject *array = PyArray_SimpleNew(n_dims, shape, type);
+    if (array && PyArray_NBYTES((PyArrayObject *)array)) memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
+    return array;
+}
+
+int py_dtype(PyObject *module, const char *name, int n_allowed) {
+    static const char *const names[SKV_N_DTYPES] = {[SKV_F32] = "f32", [SKV_BF16] = "bf16", [SKV_F16] = "f16"};
+    for (int i = 0; i < n_allowed; i++)
+        if (!strcmp(names[i], name)) return i;
+    py_config_error(module, "dtype is \"%.40s\"; allowed: f32, bf16%s", name, n_allowed > SKV_F16 ? ", f16" : "");
+    return -1;
+}
+
+static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    PyObject *all = PyDict_New();
+    for (const skv_family *const *f = skv_families; all && *f; f++) {
+        PyObject *values[] = {[SKV_BIAS_NEVER] = Py_False, [SKV_BIAS_ALWAYS] = Py_True, [SKV_BIAS_CONFIG] = Py_None};
+        PyObject *rope = PyTuple_New(SKV_N_ROPES);
+        for (Py_ssize_t i = 0; rope && i < SKV_N_ROPES; i++) PyTuple_SET_ITEM(rope, i, PyUnicode_FromString(skv_rope_names[i]));
+        PyObject *row = rope ? Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", (*f)->architecture, "qkv_bias", values[(*f)->qkv_bias],
+                                             "o_bias", values[(*f)->o_bias], "mlp_bias", values[(*f)->mlp_bias], "qk_norm",
+                                             (*f)->qk_norm ? Py_True : Py_False, "rope", rope)
+                             : NULL;
+        if (!row || PyDict_SetItemString(all, (*f)->name, row)) Py_CLEAR(all);
+        Py_XDECREF(row);
+    }
+    return all;
+}
+
+static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    PyObject *all = PyDict_New();
+    for (const skv_backend *const *b = skv_backends; all && *b; b++)
+        if (PyDict_SetItemString(all, (*b)->name, skv_backend_runs_here(*b) ? Py_True : Py_False)) Py_CLEAR(all);
+    return all;
+}
+
+extern PyObject *py_tensors(PyObject *module, PyObject *config);
+
+static PyMethodDef methods[] = {
+    {"families", families, METH_NOARGS, "families() -> dict: model families and what distinguishes them."},
+    {"tensors", py_tensors, METH_O, "tensors(config) -> list of (name, shape, is_matrix) that a checkpoint of this configuration holds."},
+    {"variants", variants, METH_NOARGS, "variants() -> dict: CPU variants, best first, and whether this machine runs each."},
+    {"methods", py_methods, METH_NOARGS, "methods() -> (dict of eviction methods, dict of their parameters): the core's tables."},
+    {"check_method", py_check_method, METH_VARARGS, "check_method(method, n_prompt, reserve=0): raises ConfigError for a method that cannot run."},
+    {"select", (PyCFunction)(void (*)(void))py_select, METH_VARARGS | METH_KEYWORDS, "select(method, keys, queries, positions, penalties, sums, prompt, sequence, layer): see skipkv.select."},
+    {"segment", py_segment, METH_VARARGS, "segment(ids, vocabulary, n_prompt, compat): see skipkv.segment."},
+    {"flag_repeats", py_flag_repeats, METH_VARARGS, "flag_repeats(vectors, tau, compat): see skipkv.flag_repeats."},
+    {0},
+};
+
+static int module_exec(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    if (PyArray_ImportNumPyAPI() < 0) return -1;
+    state->errors = PyImport_ImportModule("skipkv.errors");
+    if (!state->errors) return -1;
+    state->model = (PyTypeObject *)PyType_FromModuleAndSpec(module, &py_model_spec, NULL);
+    if (!state->model || PyModule_AddType(module, state->model)) return -1;
+    PyObject *session = PyType_FromModuleAndSpec(module, &py_session_spec, NULL);
+    const int failed = !session || PyModule_AddType(module, (PyTypeObject *)session);
+    Py_XDECREF(session);
+    return failed ? -1 : 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->errors);
+    Py_VISIT(state->model);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->errors);
+    Py_CLEAR(state->model);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, module_exec}, {0}};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "skipkv._skipkv",
+    .m_size = sizeof(module_state),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__skipkv(void) { return PyModuleDef_Init(&definition); }
