@@ -1,0 +1,316 @@
+"""Eviction methods: frozen dataclasses made from the core's own table, so that names, defaults, ranges and errors exist once.
+
+    skipkv.RKV(budget=1024, mix=0.07) == skipkv.parse_method("rkv:budget=1024,mix=0.07")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.errors import ConfigError
+
+TABLE, PARAMETERS = _skipkv.methods()
+CLASS_NAMES = {"full": "Full", "streaming": "Streaming", "h2o": "H2O", "h2o-last": "H2OLast", "snapkv": "SnapKV",
+               "rkv": "RKV", "skipkv": "SkipKV", "random": "Random"}  # fmt: skip
+
+# Bits of csrc/policies.h: what a method needs of the forward, what it gives to the trace.
+QUERIES, SUMS, SENTENCES, IMPORTANCE, REDUNDANCY, CALLER, SHARED, COMPACTS = (1 << i for i in range(8))
+NEEDS = {"queries": QUERIES, "sums": SUMS, "penalties": SENTENCES, "importance": IMPORTANCE | QUERIES,
+         "redundancy": REDUNDANCY}  # fmt: skip
+
+# Deviations of the released code, in the order of csrc/policies.h.
+COMPAT = {name: 1 << i for i, name in enumerate(
+    ("pairs", "lost-heads", "score-order", "latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere",
+     "thoughts-on-grid", "steer-prompt-end"))}  # fmt: skip
+SENTENCE_COMPAT = ("latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere", "thoughts-on-grid",
+                   "steer-prompt-end")  # fmt: skip
+# What "official" means for each method: SkipKV's code for itself; the baselines' code leaves slots in order of score.
+OFFICIAL = {"skipkv": ("pairs", "lost-heads"), "rkv": ("score-order",), "snapkv": ("score-order",),
+            "h2o-last": ("score-order",)}  # fmt: skip
+
+
+def compat_names(method: str, compat: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The deviations that a ``compat`` argument names, ``"official"`` spelled out; ConfigError for unknown ones."""
+    if compat is None:
+        return ()
+    names: list[str] = []
+    for name in [compat] if isinstance(compat, str) else list(compat):
+        if name == "official":
+            names += [*SENTENCE_COMPAT, *OFFICIAL.get(method, ())]
+        elif name in COMPAT:
+            names.append(name)
+        else:
+            raise ConfigError(f"compat is {name!r}; allowed: None, 'official' or some of {', '.join(COMPAT)}")
+    return tuple(dict.fromkeys(names))
+
+
+def compat_bits(method: str, compat: str | Iterable[str] | None) -> int:
+    return sum(COMPAT[name] for name in compat_names(method, compat))
+
+
+def _budget(value: Any) -> Any:
+    """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable."""
+    array = np.asarray(value)
+    if array.ndim > 2 or array.size == 0 or not (
+        np.issubdtype(array.dtype, np.integer) or (np.issubdtype(array.dtype, np.floating) and (array == np.rint(array)).all())
+    ):  # fmt: skip
+        raise ConfigError(f"budget is {value!r}; allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
+    if array.ndim == 0:
+        return int(array)
+    return tuple(int(x) if array.ndim == 1 else tuple(map(int, x)) for x in array)
+
+
+def _protect(value: str) -> tuple[int, bool]:
+    """(positions below this number, and the prompt) that are kept outright. Parts may be joined by ``+``."""
+    first, prompt = 0, False
+    for part in str(value).split("+"):
+        sinks = re.fullmatch(r"sinks:(\d{1,9})", part)
+        if sinks:
+            first = int(sinks[1])
+        elif part == "prompt":
+            prompt = True
+        elif part != "none":
+            raise ConfigError(f"protect is {value!r}; allowed: none, prompt, sinks:N")
+    return first, prompt
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all eviction methods; `skipkv.methods.CLASSES` maps names to classes.
+
+    Parameters
+    ----------
+    protect : str
+        Slots kept outright besides the newest: ``"none"``, ``"prompt"``, ``"sinks:N"`` (positions below N).
+    evict : bool
+        False: score and trace, but drop nothing (the kept sets are virtual).
+    compat : None, "official" or names
+        Deviations of the released code to reproduce, all or one by one (`skipkv.methods.COMPAT`). Not reproduced are
+        its left pads in the cache, its one compaction counter for a batch, and bfloat16 similarities.
+
+    Raises
+    ------
+    ConfigError
+        A parameter is out of range; the message names it, its value and what is allowed.
+    """
+
+    name: ClassVar[str]
+
+    protect: str = field(default="none", kw_only=True)
+    evict: bool = field(default=True, kw_only=True)
+    compat: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if "budget" in self._parameters():
+            object.__setattr__(self, "budget", _budget(self.budget))
+        if self.compat is not None and not isinstance(self.compat, str):
+            object.__setattr__(self, "compat", tuple(self.compat))
+        if not isinstance(self.evict, bool):
+            raise ConfigError(f"evict is {self.evict!r}; allowed: True, False")
+        for name in self._parameters():
+            value = getattr(self, name)
+            number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+            if name != "budget" and not number:
+                raise ConfigError(f"{name} is {value!r}; allowed: a number")
+        _skipkv.check_method(self.as_dict(None), 0)
+
+    @classmethod
+    def _parameters(cls) -> list[str]:
+        return TABLE[cls.name]["parameters"].split()
+
+    @property
+    def needs(self) -> int:
+        return TABLE[self.name]["needs"]
+
+    @property
+    def compacts(self) -> bool:
+        """Whether it ever drops anything."""
+        return bool(self.needs & COMPACTS)
+
+    def as_dict(self, shape: tuple[int, int] | None) -> dict[str, Any]:
+        """As the core takes it; shape (n_layers, n_kv_heads) of the model, None for the budget's own."""
+        values: dict[str, Any] = {"name": self.name, "protect": _protect(self.protect), "evict": self.evict,
+                                  "compat": compat_bits(self.name, self.compat)}  # fmt: skip
+        for name in self._parameters():
+            values[name] = getattr(self, name)
+        if "budget" in values:
+            budget = np.array(values["budget"], np.int64)
+            budget = budget.reshape(-1, 1) if budget.ndim < 2 else budget
+            if budget.max() > 1 << 24 or budget.min() < 1:
+                worst = budget.max() if budget.max() > 1 << 24 else budget.min()
+                raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {1 << 24}")
+            if shape is not None:
+                try:
+                    budget = np.broadcast_to(budget, shape)
+                except ValueError:
+                    found = list(np.shape(self.budget))
+                    raise ConfigError(
+                        f"budget: expected a number, [{shape[0]}] or [{shape[0]}, {shape[1]}], found shape {found}"
+                    ) from None
+            values["budget"] = np.ascontiguousarray(budget, np.int32)
+        return values
+
+    def check_prompt(self, n_prompt: int, reserve: int = 0) -> None:
+        """Refuse a prompt that this method's protection and budget cannot hold."""
+        _skipkv.check_method(self.as_dict(None), n_prompt, reserve)
+
+    def with_(self, **changes: Any) -> Method:
+        """A copy with some parameters changed."""
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        """As `parse_method` reads it; defaults are left out, an array of budgets becomes its shape's numbers."""
+        parts = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.init and f.repr and (f.default is MISSING or value != f.default):
+                text = "/".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+                parts.append(f"{f.name}={text}")
+        return ":".join([self.name, ",".join(parts)] if parts else [self.name])
+
+
+def _make(name: str) -> type[Method]:
+    row = TABLE[name]
+    columns: list[Any] = []
+    doc = [f"{row['summary']}.", "", "Parameters", "----------"]
+    for parameter in row["parameters"].split():
+        p = PARAMETERS[parameter]
+        kind = "float" if p["kind"] == "f" else "int"
+        required = p["default"] is None
+        columns.append((parameter, kind) if required else (parameter, kind, field(default=p["default"], kw_only=True)))
+        default = "" if required else f", default {p['default']}"
+        odd = "odd, " if p["kind"] == "o" else ""
+        doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{p['low']:g} to {p['high']:g}{default})."]
+    doc += ["protect, evict, compat", "    See `skipkv.Method`."]
+    made = make_dataclass(CLASS_NAMES[name], columns, bases=(Method,), frozen=True, namespace={"name": name, "__module__": __name__})
+    made.__doc__ = "\n".join(doc)
+    return made
+
+
+CLASSES: dict[str, type[Method]] = {name: _make(name) for name in CLASS_NAMES}
+Full, Streaming, H2O, H2OLast, SnapKV, RKV, SkipKV, Random = (CLASSES[name] for name in CLASS_NAMES)
+
+
+@dataclass(frozen=True)
+class Custom(Method):
+    """A score of your own, in Python.
+
+    Parameters
+    ----------
+    score : callable
+        ``score(c) -> float array [c.n_candidates]``, higher is kept, called for every KV head of a compaction with
+        ``c.keys`` [L, head_dim], ``c.positions`` [L], ``c.n_candidates`` (the L slots less the newest ``window``),
+        ``c.layer``, ``c.head`` and what ``needs`` names. The arrays are the function's to keep.
+    budget : int or array
+        Slots that a KV head keeps.
+    needs : sequence of str
+        Of ``"queries"`` (``c.queries`` [group, <= window, head_dim], oldest first), ``"penalties"`` (λ of each slot's
+        sentence [L]), ``"sums"`` (attention received [L]), ``"importance"`` [n_candidates], ``"redundancy"`` [L].
+    interval, window, tau
+        As for the other methods.
+
+    Raises
+    ------
+    ConfigError
+        Also during a run: the score has the wrong shape or holds NaN. What ``score`` raises ends the run and passes
+        through.
+    """
+
+    name: ClassVar[str] = "custom"
+
+    score: Callable[[SimpleNamespace], Any]
+    budget: Any
+    needs_: Sequence[str] = field(default=(), kw_only=True, repr=False)
+    interval: int = field(default=PARAMETERS["interval"]["default"], kw_only=True)
+    window: int = field(default=PARAMETERS["window"]["default"], kw_only=True)
+    tau: float = field(default=PARAMETERS["tau"]["default"], kw_only=True)
+
+    def __init__(self, score: Callable, needs: Sequence[str] = (), *, budget: Any, **parameters: Any) -> None:
+        if not callable(score):
+            raise ConfigError(f"score is {score!r}; allowed: a function")
+        unknown = [name for name in needs if name not in NEEDS] if not isinstance(needs, str) else [needs]
+        if unknown:
+            raise ConfigError(f"needs is {unknown[0]!r}; allowed: some of {', '.join(NEEDS)}")
+        values = {f.name: f.default for f in fields(self) if f.default is not MISSING} | parameters
+        for name in parameters:
+            if name not in values or name == "needs_":
+                raise ConfigError(f"custom has no parameter {name!r}; allowed: {', '.join(self._parameters())}")
+        for name, value in (values | {"score": score, "budget": budget, "needs_": tuple(needs)}).items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @property
+    def needs(self) -> int:
+        bits = TABLE[self.name]["needs"]
+        for name in self.needs_:
+            bits |= NEEDS[name]
+        return bits
+
+    def as_dict(self, shape: tuple[int, int] | None) -> dict[str, Any]:
+        function = self.score
+        extra = {"score": lambda values: function(SimpleNamespace(**values)), "needs": self.needs & ~TABLE[self.name]["needs"]}
+        return super().as_dict(shape) | extra
+
+    def with_(self, **changes: Any) -> Custom:
+        values = {name: getattr(self, name) for name in ("score", "budget", "interval", "window", "tau", "protect", "evict", "compat")}
+        return Custom(**(values | {"needs": self.needs_} | changes))
+
+    def __str__(self) -> str:
+        return f"custom:score={getattr(self.score, '__name__', 'score')},budget={self.budget}"
+
+
+def parse_method(method: str | Method | None) -> Method:
+    """A method from its string, ``"name:parameter=value,…"``; a `Method` is returned as it is, None is ``full``.
+
+    Budgets of layers are written with slashes: ``"rkv:budget=512/256/128/128"``.
+    """
+    if method is None:
+        return Full()
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise ConfigError(f"method is {method!r}; allowed: a method or its string")
+    name, _, text = method.partition(":")
+    if name not in CLASSES:
+        raise ConfigError(f"method is {name!r}; allowed: {', '.join(CLASSES)}")
+    allowed = [*TABLE[name]["parameters"].split(), "protect", "evict", "compat"]
+    values: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in allowed or key in values:
+            what = "is given twice" if key in values else "is no parameter of it" if equals else "has no value"
+            raise ConfigError(f"method {method!r}: {key!r} {what}; allowed: {', '.join(allowed)}")
+        values[key] = _parse_value(key, value)
+    if "budget" in allowed and "budget" not in values:
+        raise ConfigError(f"method {method!r}: {name} needs a budget")
+    return CLASSES[name](**values)
+
+
+def _parse_value(key: str, text: str) -> Any:
+    if key == "protect":
+        return text
+    if key == "evict":
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"evict is {text!r}; allowed: True, False")
+        return text.lower() == "true"
+    if key == "compat":
+        names = tuple(text.split("/"))
+        return names[0] if names == ("official",) else names
+    try:
+        if key == "budget" and "/" in text:
+            return tuple(int(x) for x in text.split("/"))
+        return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        raise ConfigError(f"{key} is {text!r}; allowed: a number") from None
+
+
+def as_bound(method: Method, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The method for a model of this configuration; ConfigError where its budgets do not fit."""
+    return method.as_dict((config["n_layers"], config["n_kv_heads"]))

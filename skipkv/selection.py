@@ -1,0 +1,113 @@
+"""Scoring on arrays: the C code that decides in a run, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.errors import ConfigError
+from skipkv.methods import CLASSES, Method, parse_method
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What one layer keeps. Arrays over heads, or lists of arrays where the heads differ in length.
+
+    Attributes
+    ----------
+    kept : int32 [n_kv_heads, budget]
+        Indices of the kept slots, ascending (in order of score with ``compat="score-order"``).
+    importance, redundancy, penalty, score : float32 [n_kv_heads, n_candidates] or None
+        Of the candidates, the slots without the newest ones that are always kept; None where the method has none.
+    """
+
+    kept: Any
+    importance: Any
+    redundancy: Any
+    penalty: Any
+    score: Any
+
+
+def _stack(arrays: list[np.ndarray]) -> Any:
+    if not arrays:
+        return None
+    return np.stack(arrays) if len({len(a) for a in arrays}) == 1 else arrays
+
+
+def select(
+    method: str | Method,
+    keys: Any,
+    queries: Any,
+    *,
+    positions: Any = None,
+    penalties: Any = None,
+    sums: Any = None,
+    prompt: int = 0,
+    sequence: tuple[int, int] = (0, 0),
+    layer: int = 0,
+    compat: Any = None,
+    **parameters: Any,
+) -> Selection:
+    """The slots that a method keeps of one layer (METHOD §5, §6).
+
+    Parameters
+    ----------
+    method : str or Method
+        A name with ``parameters`` (``select("rkv", …, budget=64)``), a string as in ``generate``, or a method.
+    keys : float [n_kv_heads, L, head_dim]
+        After RoPE, oldest first.
+    queries : float [n_heads, W, head_dim]
+        The newest queries after RoPE; query head q belongs to KV head ``q // (n_heads / n_kv_heads)``.
+    positions : int [L] or [n_kv_heads, L], optional
+        Position of each slot, ascending; the slot's index by default.
+    penalties : float [n, 3], optional
+        First and last position (included) and λ of each flagged sentence.
+    sums : float [n_kv_heads, L], optional
+        Attention received by each slot; ``h2o`` needs it.
+    prompt : int
+        Tokens of the prompt, for ``protect="prompt"``.
+    sequence, layer
+        For the noise of ``random``.
+    compat : None, "official" or names
+        See `Method`.
+
+    Raises
+    ------
+    ConfigError
+        A parameter or an array's shape is wrong.
+    """
+    if isinstance(method, str) and method in CLASSES:
+        unknown = [name for name in parameters if name not in (*CLASSES[method]._parameters(), "protect", "evict")]
+        # What every method of a comparison is given, those take that know it.
+        shared = {"window", "mix", "kernel", "sinks", "interval", "tau", "seed"}
+        wrong = [name for name in unknown if name not in shared and not (name == "budget" and method == "full")]
+        if wrong:
+            raise ConfigError(f"{method} has no parameter {wrong[0]!r}; allowed: {', '.join(CLASSES[method]._parameters())}")
+        if "budget" not in parameters and method != "full":
+            raise ConfigError(f"{method} needs a budget")
+        known = {name: value for name, value in parameters.items() if name not in unknown}
+        chosen = CLASSES[method](**known, compat=compat)
+    else:
+        chosen = parse_method(method)
+        if parameters or compat is not None:
+            chosen = chosen.with_(**parameters, **({} if compat is None else {"compat": compat}))
+    keys = np.ascontiguousarray(keys, np.float32)
+    if keys.ndim != 3:
+        raise ConfigError(f"keys: expected [n_kv_heads, L, head_dim], found shape {list(keys.shape)}")
+    n_kv, n_slots = keys.shape[:2]
+    budget = getattr(chosen, "budget", None)
+    if isinstance(budget, tuple) and np.ndim(budget) == 1:  # one layer: an array is over its heads
+        chosen = chosen.with_(budget=(budget,))
+    where = np.arange(n_slots) if positions is None else np.asarray(positions)
+    if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
+        raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
+    where = np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
+    flagged = None if penalties is None else np.asarray(penalties, np.float32).reshape(-1, 3)
+    found = _skipkv.select(
+        chosen.as_dict((1, n_kv)), keys, np.asarray(queries, np.float32), where, flagged,
+        None if sums is None else np.asarray(sums, np.float32), prompt, tuple(map(int, sequence)), layer,
+    )  # fmt: skip
+    return Selection(*map(_stack, found))

@@ -1,0 +1,209 @@
+"""What the core needs to know of a vocabulary to follow sentences, re-checks and <think> (METHOD §4, §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.errors import ConfigError
+from skipkv.methods import compat_bits
+
+if TYPE_CHECKING:
+    from skipkv.tokenizer import Tokenizer
+
+MARKERS = ("Wait", "Alternatively", "again")
+OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
+DELIMITER, MARKER, PARAGRAPH = 1, 2, 4  # csrc/sentences.h
+WAY = 8  # longest way to write <think>, in tokens
+AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
+
+Ids = str | Collection[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """Finished sentences of a text.
+
+    Attributes
+    ----------
+    spans : int32 [n, 2]
+        First and last position, both included.
+    labels : int32 [n]
+        1: non-execution (re-checking), 0: execution.
+    closed : int32 [n]
+        Position of the delimiter that closed it; later delimiters only extend the span.
+    """
+
+    spans: np.ndarray
+    labels: np.ndarray
+    closed: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+def is_delimiter(text: str) -> bool:
+    return text.endswith("\n") and not text.rstrip().endswith(":")
+
+
+def _check_ids(name: str, value: Any, vocab: int) -> set[int]:
+    ids = {int(i) for i in value}
+    wrong = [i for i in ids if not 0 <= i < vocab]
+    if wrong:
+        raise ConfigError(f"{name} holds {wrong[0]}; allowed: ids from 0 to {vocab - 1}")
+    return ids
+
+
+def _marker_runs(pieces: Sequence[tuple[int, str]]) -> Iterable[tuple[int, int, int]]:
+    """Two or three tokens that spell a marker. pieces: ids with their texts, spaces kept."""
+    for marker in {*MARKERS, *(m.lower() for m in MARKERS)}:
+        starts: dict[str, list[int]] = {}
+        middles: dict[str, list[int]] = {}
+        ends: dict[str, list[int]] = {}
+        for token, text in pieces:
+            starts.setdefault(text.lstrip(" "), []).append(token)
+            middles.setdefault(text, []).append(token)
+            ends.setdefault(text.rstrip(" "), []).append(token)
+        n = len(marker)
+        for i in range(n + 1):
+            for a, b in product(starts.get(marker[:i], ()), ends.get(marker[i:], ())):
+                yield -1, a, b
+            for j in range(i, n + 1):
+                middle = middles.get(marker[i:j], ())
+                if middle:
+                    yield from product(starts.get(marker[:i], ()), middle, ends.get(marker[j:], ()))
+
+
+def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "auto") -> tuple[np.ndarray, np.ndarray]:
+    """Flags of every vocabulary entry (uint8 [vocab]) and the runs of tokens that spell a marker (int32 [n, 3])."""
+    vocab = len(texts)
+    flags = np.zeros(vocab, np.uint8)
+    runs: set[tuple[int, int, int]] = set()
+    if isinstance(delimiters, str) and delimiters == "auto":
+        flags[[i for i, text in enumerate(texts) if is_delimiter(text)]] |= DELIMITER
+    else:
+        flags[list(_check_ids("delimiters", delimiters, vocab))] |= DELIMITER
+    if isinstance(markers, str) and markers == "auto":
+        wanted = {*MARKERS, *(m.lower() for m in MARKERS)}
+        flags[[i for i, text in enumerate(texts) if text.strip(" ") in wanted]] |= MARKER
+        pieces = [(i, text) for i, text in enumerate(texts) if text and any(text.strip(" ") in m for m in wanted)]
+        # A marker beside a token of spaces is one already.
+        alone = {i for i, _ in pieces if flags[i] & MARKER}
+        runs = set(_marker_runs([piece for piece in pieces if piece[0] not in alone]))
+    else:
+        flags[list(_check_ids("markers", markers, vocab))] |= MARKER
+    flags[[i for i, text in enumerate(texts) if "\n\n" in text]] |= PARAGRAPH
+    return flags, np.array(sorted(runs), np.int32).reshape(-1, 3)
+
+
+def ways_to_write(tokenizer: Tokenizer, marker: str) -> set[tuple[int, ...]]:
+    """Sequences of ids whose text holds the marker: tokenizers merge its last characters with what follows."""
+    texts = tokenizer.token_texts
+    found = set()
+    for before, after in product(AROUND, AROUND):
+        ids = tokenizer.encode(before + marker + after, add_special_tokens=False)
+        pieces = [texts[i] for i in ids]
+        for end in range(1, len(ids) + 1):
+            if marker in "".join(pieces[:end]):
+                first = max(i for i in range(end) if marker in "".join(pieces[i:end]))
+                found.add(tuple(ids[first:end]))
+                break
+    return {way for way in found if len(way) <= WAY}
+
+
+def official_ids(tokenizer: Tokenizer) -> tuple[set[int], set[int]]:
+    """Delimiter and marker ids of the released code: the last id of each string."""
+
+    def last(text: str) -> int:
+        return tokenizer.encode(text, add_special_tokens=False)[-1]
+
+    return {last(s) for s in OFFICIAL_DELIMITERS}, {last(s) for s in MARKERS}
+
+
+def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
+    """The core's view of a tokenizer: (flags [vocab], marker runs [n, 3], think markers [n, 8], how many open).
+
+    delimiters, markers : "auto", "official" (the released code's) or ids.
+    """
+    official = official_ids(tokenizer) if "official" in (delimiters, markers) else (set(), set())
+    texts = (tokenizer.token_texts + [""] * vocab)[:vocab]
+    flags, runs = classify(
+        texts,
+        official[0] if isinstance(delimiters, str) and delimiters == "official" else delimiters,
+        official[1] if isinstance(markers, str) and markers == "official" else markers,
+    )
+    opening, closing = (sorted(ways_to_write(tokenizer, marker)) for marker in ("<think>", "</think>"))
+    ways = np.full((len(opening) + len(closing), WAY), -1, np.int32)
+    for row, way in zip(ways, opening + closing, strict=True):
+        row[WAY - len(way) :] = way
+    return flags, runs, ways, len(opening)
+
+
+def segment(
+    ids: Sequence[int],
+    texts: Sequence[str],
+    *,
+    delimiters: Ids = "auto",
+    markers: Ids = "auto",
+    n_prompt: int = 0,
+    compat: str | Iterable[str] | None = None,
+) -> Sentences:
+    """The finished sentences of a text, by the code that decides in a run (METHOD §4).
+
+    Parameters
+    ----------
+    ids : sequence of int [T]
+    texts : sequence of str [T]
+        Text of each token.
+    delimiters, markers : "auto" or ids
+        What ends a sentence; what makes it one of re-checking.
+    n_prompt : int
+        Tokens of the prompt; matters with ``compat`` only.
+    compat : None, "official" or names
+        Rules of the released code.
+
+    Raises
+    ------
+    ConfigError
+        The lengths differ.
+    """
+    if len(ids) != len(texts):
+        raise ConfigError(f"texts: expected {len(ids)} as there are ids, found {len(texts)}")
+    kinds: dict[tuple[int, str], int] = {}
+    own = np.array([kinds.setdefault((int(i), text), len(kinds)) for i, text in zip(ids, texts, strict=True)], np.int32)
+
+    def mapped(value: Ids) -> Ids:
+        if isinstance(value, str):
+            if value != "auto":
+                raise ConfigError(f"delimiters and markers: {value!r} is not known here; allowed: 'auto' or ids")
+            return value
+        chosen = {int(i) for i in value}
+        return [kind for (token, _), kind in kinds.items() if token in chosen]
+
+    flags, runs = classify([text for _, text in kinds] or [""], mapped(delimiters), mapped(markers))
+    none = np.zeros((0, WAY), np.int32)
+    return Sentences(*_skipkv.segment(own, (flags, runs, none, 0), len(flags), n_prompt, compat_bits("full", compat)))
+
+
+def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str] | None = None) -> np.ndarray:
+    """λ of each sentence: its similarity with the later sentence that repeats it best, 0 where none does (METHOD §4).
+
+    Parameters
+    ----------
+    vectors : float [n, D]
+        Sentence vectors in order of the text; scaled to length 1 here.
+    tau : float
+        Similarity above which a later sentence repeats an earlier one.
+    compat : None, "official" or names
+        With ``"latest-flag"`` the latest repetition sets λ, not the best one.
+
+    Returns
+    -------
+    float32 [n]
+    """
+    return _skipkv.flag_repeats(np.asarray(vectors, np.float32), float(tau), compat_bits("full", compat))
