@@ -86,7 +86,7 @@ size_t skv_select(const float *score, const int32_t *positions, size_t n_slots, 
         }
         if (stays) keep[kept++] = (int32_t)j;
     }
-    if (by_score && n_slots > budget) {
+    if (by_score && n_slots >= budget) {
         scored_slot *order = (scored_slot *)(void *)scratch;
         const size_t candidates = kept - (n_slots - window);
         for (size_t i = 0; i < candidates; i++) order[i] = (scored_slot){score[keep[i]], keep[i]};
@@ -99,6 +99,12 @@ size_t skv_select(const float *score, const int32_t *positions, size_t n_slots, 
 /* Slots that a head holds, with virtual sets too. */
 static size_t held_slots(const skv_row *r, size_t head) {
     return r->held ? (size_t)(r->held[head].n + r->heads[head].n_slots - r->held[head].end) : (size_t)r->heads[head].n_slots;
+}
+
+/* slots [n_slots] ← those that a head virtually holds */
+static void list_held(const skv_row *r, size_t head, size_t n_slots, int32_t *slots) {
+    const skv_held *held = r->held + head;
+    for (size_t i = 0; i < n_slots; i++) slots[i] = i < (size_t)held->n ? held->slots[i] : held->end + (int32_t)i - held->n;
 }
 
 static bool is_due(const skv_session *s, const skv_row *r, size_t head) { return held_slots(r, head) >= (size_t)skv_row_budget(s, r, head); }
@@ -176,9 +182,7 @@ static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_tas
     for (size_t h = 0; h < n_kv; h++) {
         const size_t head = layer * n_kv + h, n_slots = held_slots(r, head), newest = newest_of(s, r, head);
         if (!is_due(s, r, head)) continue;
-        if (r->held)
-            for (size_t i = 0; i < n_slots; i++)
-                w.slots[i] = i < (size_t)r->held[head].n ? r->held[head].slots[i] : r->held[head].end + (int32_t)i - r->held[head].n;
+        if (r->held) list_held(r, head, n_slots, w.slots);
         s->model->backend->gather(&s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys, w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
         skv_scoring scoring = {.backend = s->model->backend, .method = &s->method, .layer = layer, .head = h, .n_kv_heads = n_kv,
                                .group = (size_t)(c->n_heads / c->n_kv_heads), .n_slots = n_slots, .n_candidates = n_slots > newest ? n_slots - newest : 0,
@@ -204,7 +208,8 @@ static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_tas
     return true;
 }
 
-/* Vectors of sentences that no head holds a slot of are freed; a head that holds none of any is lost to the penalty (official). */
+/* Vectors of sentences that no head holds a slot of are freed (not where sets are virtual); a head that holds none of any is lost to the penalty
+ * (official). */
 static void prune(const skv_session *s, skv_row *r) {
     skv_tracker *t = &r->tracker;
     const size_t n = t->n_compared, n_heads = (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
@@ -212,9 +217,10 @@ static void prune(const skv_session *s, skv_row *r) {
     lay_out(s, &w, s->scoring, s->scoring_slots);
     for (size_t i = 0; i < n; i++) t->sentences[i].alive = false;
     for (size_t h = 0; h < n_heads; h++) {
-        const size_t n_slots = (size_t)r->heads[h].n_slots;
+        const size_t n_slots = held_slots(r, h);
         bool any = false;
-        s->model->backend->gather(&s->cache.shape, r->heads + h, NULL, n_slots, NULL, w.positions, NULL);
+        if (r->held) list_held(r, h, n_slots, w.slots);
+        s->model->backend->gather(&s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions, NULL);
         for (size_t i = 0, sentence = 0; i < n_slots; i++) {
             if (i && w.positions[i] < w.positions[i - 1]) sentence = 0; /* slots in order of score */
             while (sentence < n && t->sentences[sentence].last < w.positions[i]) sentence++;
@@ -223,7 +229,7 @@ static void prune(const skv_session *s, skv_row *r) {
         }
         if (r->lost && n) r->lost[h] |= !any;
     }
-    skv_tracker_prune(t);
+    if (!r->held) skv_tracker_prune(t);
 }
 
 /* Where the records of every task will stand: in order of row, layer and head, whichever thread writes them. */
@@ -249,6 +255,13 @@ static skv_status plan(skv_session *s, size_t n_due, skv_error *error) {
     return SKV_OK;
 }
 
+/* Bytes from … to − 1 were planned and never written. */
+static void cut_records(skv_trace *trace, size_t from, size_t to) {
+    if (to == from) return;
+    memmove(trace->bytes + from, trace->bytes + to, trace->n - to);
+    trace->n -= to - from;
+}
+
 /* Pages beyond the slots that stayed go back to the pool. */
 static void finish(skv_session *s, skv_row *r, const skv_layer_task *tasks) {
     const size_t n_kv = (size_t)s->model->config.n_kv_heads, n_layers = (size_t)s->model->config.n_layers;
@@ -266,7 +279,7 @@ static void finish(skv_session *s, skv_row *r, const skv_layer_task *tasks) {
         r->n_pairs += tasks[layer].n_pairs;
     }
     r->n_compactions += any;
-    if (any && !r->held) prune(s, r);
+    if (any && (!r->held || r->lost)) prune(s, r);
 }
 
 skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
@@ -276,19 +289,29 @@ skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
     for (size_t i = 0; i < n_due; i++) skv_tracker_compare(&s->rows[s->due[i]].tracker, s->model->backend, (float)s->method.tau);
     if (s->method.policy->needs & SKV_COMPACTS) {
         if (plan(s, n_due, error)) return error->code;
-        bool failed = false;
-#pragma omp parallel for schedule(dynamic) num_threads(s->exec.n_threads) reduction(|| : failed) if (!(s->method.policy->needs & SKV_NEEDS_CALLER))
-        for (size_t i = 0; i < n_due * n_layers; i++)
-            failed = failed || !evict_layer(s, s->due[i / n_layers], i % n_layers, s->tasks + i, s->scoring + (size_t)omp_get_thread_num() * s->scoring_per_thread);
-        if (failed) return skv_fail(error, SKV_CALLER, "the custom score failed");
-        for (size_t i = 0; i < n_due; i++) finish(s, s->rows + s->due[i], s->tasks + i * n_layers);
+        const bool caller = s->method.policy->needs & SKV_NEEDS_CALLER;
+#pragma omp parallel for schedule(dynamic) num_threads(s->exec.n_threads) if (!caller)
+        for (size_t i = 0; i < n_due * n_layers; i++) {
+            s->tasks[i].failed = caller && i % n_layers && s->tasks[i - 1].failed; /* what is left of a failed row */
+            if (!s->tasks[i].failed)
+                s->tasks[i].failed = !evict_layer(s, s->due[i / n_layers], i % n_layers, s->tasks + i, s->scoring + (size_t)omp_get_thread_num() * s->scoring_per_thread);
+        }
+        for (size_t i = n_due; i-- > 0;) { /* the last first: records that are cut out move those behind them */
+            s->rows[s->due[i]].failed = s->tasks[(i + 1) * n_layers - 1].failed;
+            if (s->rows[s->due[i]].failed)
+                cut_records(&s->trace, s->tasks[i * n_layers].trace, i + 1 < n_due ? s->tasks[(i + 1) * n_layers].trace : s->trace.n);
+            else
+                finish(s, s->rows + s->due[i], s->tasks + i * n_layers);
+        }
     }
+    bool failed = false;
     for (size_t i = 0; i < n_due; i++) {
+        failed |= s->rows[s->due[i]].failed;
         skv_row *r = s->rows + s->due[i];
         skv_row_shrink(s, r);
         if (!skv_tracker_reserve(&r->tracker, (size_t)s->method.interval)) return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
     }
     clock_gettime(CLOCK_MONOTONIC, &end);
     s->evict_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-    return SKV_OK;
+    return failed ? skv_fail(error, SKV_CALLER, "the custom score failed") : SKV_OK;
 }

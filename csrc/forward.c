@@ -13,6 +13,7 @@ static skv_status check(const skv_session *s, const skv_span *spans, size_t n_sp
     for (size_t i = 0; i < n_spans; i++) {
         const int32_t row = spans[i].row;
         if (row < 0 || (size_t)row >= s->n_rows || !s->rows[row].open) return skv_fail(error, SKV_CONFIG, "span %zu: row %d is not open", i, row);
+        if (s->rows[row].failed) return skv_fail(error, SKV_CONFIG, "span %zu: row %d ended when its custom score failed", i, row);
         for (size_t j = 0; j < i; j++)
             if (spans[j].row == row) return skv_fail(error, SKV_CONFIG, "spans %zu and %zu: both feed row %d", j, i, row);
         if (spans[i].n < 1 || spans[i].n > s->rows[row].capacity - s->rows[row].n_tokens)
@@ -73,8 +74,8 @@ static void steer(skv_session *s, const skv_span *spans, size_t n_spans, size_t 
 static skv_status read_tokens(skv_session *s, const skv_span *spans, size_t n_spans, const int32_t *tokens, skv_error *error) {
     for (size_t j = 0; j < n_spans; j++) {
         skv_row *r = s->rows + spans[j].row;
-        /* A decode step finds its room already there: it was made at the last point of the grid. */
-        if (spans[j].n > 1 && !skv_tracker_reserve(&r->tracker, (size_t)spans[j].n + (size_t)s->method.interval))
+        /* A decode step finds its room already there: it was made at the last point of the grid. A prompt has none before its end. */
+        if ((spans[j].n > 1 || r->n_tokens < r->n_prompt) && !skv_tracker_reserve(&r->tracker, (size_t)spans[j].n + (size_t)s->method.interval))
             return skv_fail(error, SKV_CAPACITY, "out of memory for the sentences of %d tokens", spans[j].n);
     }
     for (size_t j = 0; j < n_spans; j++) {

@@ -123,9 +123,23 @@ static size_t lower_bound(const int32_t *positions, size_t n, int32_t position) 
     return low;
 }
 
+/* The slots of one sentence where they do not ascend. */
+static void penalise_everywhere(skv_scoring *s, const skv_penalty *p) {
+    size_t n = 0;
+    for (size_t j = 0; j < s->n_slots; j++) n += s->positions[j] >= p->first && s->positions[j] <= p->last;
+    if ((s->method->compat & SKV_COMPAT_PAIRS) && n < 2) return;
+    for (size_t j = 0; j < s->n_slots; j++)
+        if (s->positions[j] >= p->first && s->positions[j] <= p->last) s->penalty[j] = p->lambda;
+}
+
 void skv_score_penalty(skv_scoring *s) {
     memset(s->penalty, 0, s->n_slots * sizeof *s->penalty);
+    const bool ascending = !(s->method->compat & SKV_COMPAT_SCORE_ORDER);
     for (size_t i = 0; i < s->n_penalties; i++) {
+        if (!ascending) {
+            penalise_everywhere(s, s->penalties + i);
+            continue;
+        }
         const size_t first = lower_bound(s->positions, s->n_slots, s->penalties[i].first);
         const size_t end = lower_bound(s->positions, s->n_slots, s->penalties[i].last + 1);
         if ((s->method->compat & SKV_COMPAT_PAIRS) && end - first < 2) continue;

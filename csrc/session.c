@@ -202,7 +202,8 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
     const skv_row *parent = s->rows + from;
     if (capacity < parent->n_tokens)
         return skv_fail(error, SKV_CONFIG, "a fork of capacity %d; the row holds %d tokens already", capacity, parent->n_tokens);
-    const skv_row shape = {.capacity = capacity,
+    const skv_row shape = {.failed = parent->failed,
+                           .capacity = capacity,
                            .n_prompt = parent->n_prompt,
                            .reserve = parent->reserve,
                            .sequence = {parent->sequence[0], sample},

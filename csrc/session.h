@@ -20,6 +20,7 @@ typedef struct skv_held {
 
 typedef struct skv_row {
     bool open;
+    bool failed; /* its custom score failed halfway through a compaction: it can only be closed */
     int32_t n_tokens, capacity; /* fed so far; at most */
     int32_t n_prompt;
     int32_t reserve;     /* taken off every budget: what padding would take in a padded batch */
@@ -40,6 +41,7 @@ typedef struct skv_row {
 typedef struct skv_layer_task {
     size_t trace; /* byte of the trace */
     uint64_t n_pairs, n_evicted;
+    bool failed;
 } skv_layer_task;
 
 typedef struct skv_options {

@@ -6,7 +6,6 @@
 #include <math.h>
 #include <omp.h>
 #include <string.h>
-#include <time.h>
 
 #include "../policies.h"
 #include "pages.h"
@@ -76,6 +75,7 @@ static void cpu_pack(const skv_backend *backend, skv_heap *heap, skv_matrix *w, 
 
 static void cpu_embed(const skv_exec *exec, const skv_matrix *table, const int32_t *tokens, size_t n, float *x) {
     const size_t lanes = kernels_of(exec)->lanes, panel = 2 * lanes, n_in = (size_t)table->n_in;
+    PARALLEL(n * n_in > SMALL)
     for (size_t t = 0; t < n; t++) {
         const size_t token = (size_t)tokens[t], from = token / panel * panel * n_in + place(table, lanes, token % panel);
         for (size_t k = 0; k < n_in; k++) x[t * n_in + k] = widen_one(table->data, table->type, from + k * panel);
@@ -87,18 +87,20 @@ static void cpu_rmsnorm(const skv_exec *exec, const float *x, const float *w, fl
     for (size_t t = 0; t < n; t++) kernels_of(exec)->rmsnorm(x + t * dim, w, eps, dim, y + t * dim);
 }
 
-/* Every thread takes a contiguous run of each matrix's panels. */
+/* The panels of all matrices, one after another, are split evenly: every thread takes a contiguous run. */
 static void cpu_linear(const skv_exec *exec, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n) {
     const size_t panel = 2 * kernels_of(exec)->lanes, n_threads = (size_t)exec->n_threads;
-    size_t weights = 0;
-    for (size_t i = 0; i < n_jobs; i++) weights += (size_t)jobs[i].w->n_out * (size_t)jobs[i].w->n_in;
-    PARALLEL(weights * n > 4 * SMALL)
-    for (size_t part = 0; part < n_threads; part++)
-        for (size_t i = 0; i < n_jobs; i++) {
-            const size_t n_panels = ((size_t)jobs[i].w->n_out + panel - 1) / panel;
-            const size_t first = n_panels * part / n_threads, end = n_panels * (part + 1) / n_threads;
-            if (first < end) kernels_of(exec)->linear(jobs[i].w, first, end, x, n, jobs[i].bias, jobs[i].y);
+    size_t total = 0;
+    for (size_t i = 0; i < n_jobs; i++) total += ((size_t)jobs[i].w->n_out + panel - 1) / panel;
+    PARALLEL(total * panel * (size_t)jobs[0].w->n_in * n > 4 * SMALL)
+    for (size_t part = 0; part < n_threads; part++) {
+        const size_t begin = total * part / n_threads, stop = total * (part + 1) / n_threads;
+        for (size_t i = 0, before = 0, n_panels; i < n_jobs; i++, before += n_panels) {
+            n_panels = ((size_t)jobs[i].w->n_out + panel - 1) / panel;
+            const size_t first = begin > before ? begin - before : 0, end = stop < before + n_panels ? stop - before : n_panels;
+            if (stop > before && first < end) kernels_of(exec)->linear(jobs[i].w, first, end, x, n, jobs[i].bias, jobs[i].y);
         }
+    }
 }
 
 static void cpu_rope(const skv_exec *exec, float *x, size_t n, size_t n_heads, size_t head_dim, const float *cosine, const float *sine) {
@@ -277,12 +279,6 @@ static float cpu_dot(const skv_backend *backend, const float *a, const float *b,
     return dot;
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* The best of a few passes with all threads. */
 static void cpu_limits(const skv_exec *exec, const float *memory, size_t n, double *bytes, double *macs) {
     *bytes = *macs = 0;
@@ -290,15 +286,15 @@ static void cpu_limits(const skv_exec *exec, const float *memory, size_t n, doub
     volatile float sink = 0;
     for (int pass = 0; pass < 6; pass++) {
         float sum = 0;
-        double done = 0, begin = seconds();
+        double done = 0, begin = omp_get_wtime();
 #pragma omp parallel for num_threads(exec->n_threads) reduction(+ : sum)
         for (size_t part = 0; part < parts; part++) sum += kernels_of(exec)->stream(memory + part * share, share);
-        double rate = (double)(share * parts * sizeof *memory) / (seconds() - begin);
+        double rate = (double)(share * parts * sizeof *memory) / (omp_get_wtime() - begin);
         if (rate > *bytes) *bytes = rate;
-        begin = seconds();
+        begin = omp_get_wtime();
 #pragma omp parallel for num_threads(exec->n_threads) reduction(+ : done, sum)
         for (size_t part = 0; part < parts; part++) done += kernels_of(exec)->peak(10000000, &sum);
-        rate = done / (seconds() - begin);
+        rate = done / (omp_get_wtime() - begin);
         if (rate > *macs) *macs = rate;
         sink = sink + sum;
     }

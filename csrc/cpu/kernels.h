@@ -37,7 +37,8 @@ typedef struct skv_kernels {
     void (*widen)(const uint16_t *bf16, size_t n, float *out);
 
     /* One query against the first n ≤ SKV_PAGE slots of a page: q [stride], keys and values [SKV_PAGE, stride], acc [stride],
-     * logits [SKV_PAGE] scratch. stride is a multiple of 16, zero beyond head_dim. */
+     * logits [SKV_PAGE] scratch. stride is a multiple of 16, zero beyond head_dim. Keys are read beyond n up to a multiple of `lanes`,
+     * whatever they are. */
     skv_partial (*attend)(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale, float *logits,
                           float *acc);
 

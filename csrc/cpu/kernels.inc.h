@@ -4,8 +4,7 @@
 
 enum { PANEL = 2 * VW };
 
-/* Full unrolling keeps the accumulators of a tile in registers. */
-#define UNROLL _Pragma("GCC unroll 16")
+INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance between panels in bytes. */
 INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
@@ -22,7 +21,7 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
                 low = v_load(row), high = v_load(row + VW);
             } else {
                 const uint16_t *row = (const uint16_t *)(const void *)(w + (size_t)p * stride) + k * PANEL;
-                if (T <= 2) __builtin_prefetch(row + 1024);
+                __builtin_prefetch(row + 1024);
                 v_widen_pairs(row, &low, &high);
             }
             UNROLL for (int t = 0; t < T; t++) {
@@ -37,76 +36,66 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
     }
 }
 
-/* Picks the tile for n ≤ MAX_TILE tokens and P panels; every tile sums in the same order. */
-INLINE void tiles(const int P, const int wide, size_t n, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
-                  float *y, size_t ld_y, int resume) {
-#define CASE(T)                                                            \
-    case T:                                                                \
-        if (T <= MAX_TILE) tile(T, P, wide, w, stride, n_k, x, ld_x, y, ld_y, resume); \
-        break
-    switch (n) {
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-#if defined(SKV_AVX512)
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
-#endif
-    default: break;
+/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a few tokens need several to fill the
+ * multiply-add pipes. Every tile sums in the same order. */
+INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
+                    size_t ld_y, int resume) {
+#define CASE(T, P)                                                          \
+    if (n == T && n_panels >= P && T <= MAX_TILE) {                         \
+        tile(T, P, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);         \
+        return P;                                                           \
     }
+    CASE(1, 4)
+    CASE(2, 2)
+    CASE(1, 1)
+    CASE(2, 1)
+    CASE(3, 1)
+    CASE(4, 1)
+    CASE(5, 1)
+    CASE(6, 1)
+#if defined(SKV_AVX512)
+    CASE(7, 1)
+    CASE(8, 1)
+    CASE(9, 1)
+    CASE(10, 1)
+    CASE(11, 1)
+    CASE(12, 1)
+#endif
 #undef CASE
+    return 1;
 }
 
-/* One token against four panels, or up to MAX_TILE tokens against one. */
-INLINE void panels(const int wide, int four, size_t n, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
-                   size_t ld_y, int resume) {
-    if (four)
-        tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
-    else
-        tiles(1, wide, n, w, stride, n_k, x, ld_x, y, ld_y, resume);
-}
-
-/* Blocks of inputs and tokens keep a block of x in the second-level cache while the panels pass by; a sum is stored and resumed between
- * blocks, which changes no bit of it. The last panel of a matrix may be narrower: it is computed in a buffer of full width. */
-enum { BLOCK_K = 512, BLOCK_T = 96 };
+/* A group of panels meets all tokens of a block before the next one, so weights are read from memory in order, once for each block of tokens.
+ * Blocks of inputs keep the group in the second-level cache and a tile's part of x in the first: a sum is stored and resumed between blocks,
+ * which changes no bit of it. The last panel of a matrix may be narrower: it is computed in a buffer of full width. */
+enum { GROUP = 4, BLOCK_K = 512, BLOCK_T = 96 };
 
 static void linear(const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens, const float *bias, float *y) {
     const size_t n_in = (size_t)m->n_in, n_out = (size_t)m->n_out, size = skv_dtype_size(m->type), stride = n_in * PANEL * size;
-    const char *w = m->data;
-    const int wide = m->type == SKV_F32;
-    float edge[BLOCK_T * PANEL];
     const size_t block_k = n_tokens > MAX_TILE ? BLOCK_K : n_in;
+    float edge[BLOCK_T * PANEL];
     for (size_t t0 = 0; t0 < n_tokens; t0 += BLOCK_T) {
-        const size_t n_t = n_tokens - t0 < BLOCK_T ? n_tokens - t0 : BLOCK_T;
-        for (size_t k0 = 0; k0 < n_in; k0 += block_k) {
-            const size_t n_k = n_in - k0 < block_k ? n_in - k0 : block_k;
-            for (size_t p = first; p < end;) {
-                const int narrow = (p + 1) * PANEL > n_out, four = n_t == 1 && p + 4 <= end && (p + 4) * PANEL <= n_out;
-                float *out = narrow ? edge : y + t0 * n_out + p * PANEL;
-                const size_t ld_y = narrow ? PANEL : n_out;
-                for (size_t t = 0; t < n_t; t += MAX_TILE) {
-                    const size_t n = n_t - t < MAX_TILE ? n_t - t : MAX_TILE;
-                    const char *panel = w + p * stride + k0 * PANEL * size;
-                    const float *in = x + (t0 + t) * n_in + k0;
-                    if (wide)
-                        panels(1, four, n, panel, stride, n_k, in, n_in, out + t * ld_y, ld_y, k0 > 0);
-                    else
-                        panels(0, four, n, panel, stride, n_k, in, n_in, out + t * ld_y, ld_y, k0 > 0);
-                }
-                p += four ? 4 : 1;
-            }
+        const size_t n_t = least(n_tokens - t0, BLOCK_T);
+        for (size_t p0 = first, n_p; p0 < end; p0 += n_p) {
+            const size_t full = n_out / PANEL - p0; /* panels of full width from here on */
+            float *out = full ? y + t0 * n_out + p0 * PANEL : edge;
+            const size_t ld_y = full ? n_out : PANEL;
+            n_p = full ? least(least(full, end - p0), GROUP) : 1;
+            for (size_t k0 = 0; k0 < n_in; k0 += block_k)
+                for (size_t t = 0; t < n_t; t += MAX_TILE)
+                    for (size_t p = 0; p < n_p;) {
+                        const char *w = (const char *)m->data + (p0 + p) * stride + k0 * PANEL * size;
+                        const float *in = x + (t0 + t) * n_in + k0;
+                        const size_t n = least(n_t - t, MAX_TILE), n_k = least(n_in - k0, block_k);
+                        float *to = out + t * ld_y + p * PANEL;
+                        if (m->type == SKV_F32)
+                            p += tiles(1, n, n_p - p, w, stride, n_k, in, n_in, to, ld_y, k0 > 0);
+                        else
+                            p += tiles(0, n, n_p - p, w, stride, n_k, in, n_in, to, ld_y, k0 > 0);
+                    }
+            for (size_t t = 0; !full && t < n_t; t++)
+                memcpy(y + (t0 + t) * n_out + p0 * PANEL, edge + t * PANEL, (n_out - p0 * PANEL) * sizeof *y);
         }
-        /* The narrow panel's sums survive in `edge` from block to block because it is the only one. */
-        if (end * PANEL > n_out)
-            for (size_t t = 0; t < n_t; t++)
-                memcpy(y + (t0 + t) * n_out + (end - 1) * PANEL, edge + t * PANEL, (n_out - (end - 1) * PANEL) * sizeof *y);
     }
     if (!bias) return;
     const size_t last = end * PANEL < n_out ? end * PANEL : n_out;
@@ -159,20 +148,24 @@ static void widen(const uint16_t *bf16, size_t n, float *out) {
     for (size_t i = 0; i < n; i += VW) v_store(out + i, v_widen(bf16 + i));
 }
 
-/* Dot products of q with 8 keys at a time: a key is summed lane by lane, then over the lanes, alone or among others. */
+/* logits[j] = q · keys[j] · scale for N keys: each is summed lane by lane, then over the lanes, alone or among others. */
 INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float scale, float *logits) {
-    vf acc[8];
+    vf acc[16];
     UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
     for (size_t i = 0; i < stride; i += VW) {
         const vf part = v_load(q + i);
         UNROLL for (int j = 0; j < N; j++) acc[j] = v_fma(part, v_load(keys + (size_t)j * stride + i), acc[j]);
     }
-    for (int j = 0; j < N; j++) logits[j] = v_sum(acc[j]) * scale;
+    if (N == VW) {
+        v_store(logits, v_mul(v_sums(acc), v_set(scale)));
+    } else {
+        UNROLL for (int j = 0; j < N; j++) logits[j] = v_sum(acc[j]) * scale;
+    }
 }
 
-/* acc[i …] = Σ_j p[j] values[j, i …] over 4 vectors, or 1 at the end of a stride that is no multiple of 4·VW */
+/* acc[i …] = Σ_j p[j] values[j, i …] over N vectors at a time, or one at the end of a stride that is no multiple of them */
 INLINE void weigh(const int N, const float *p, const float *values, size_t n, size_t stride, float *acc) {
-    vf sum[4];
+    vf sum[8];
     UNROLL for (int c = 0; c < N; c++) sum[c] = v_set(0);
     for (size_t j = 0; j < n; j++) {
         const vf weight = v_set(p[j]);
@@ -183,25 +176,23 @@ INLINE void weigh(const int N, const float *p, const float *values, size_t n, si
 
 static skv_partial attend(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale, float *logits,
                           float *acc) {
-    size_t j = 0;
-    for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, scale, logits + j);
-    for (; j < n; j++) dots(1, q, keys + j * stride, stride, scale, logits + j);
-    skv_partial part = {.max = logits[0]};
-    for (j = 1; j < n; j++)
-        if (logits[j] > part.max) part.max = logits[j];
-    vf sum = v_set(0);
-    for (j = 0; j < n; j += VW) {
-        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = part.max; /* keeps the unused lanes finite */
-        const vf e = v_exp(v_sub(v_load(logits + j), v_set(part.max)));
-        v_store(logits + j, e);
+    enum { WIDE = VW == 8 ? 8 : 4 }; /* vectors whose sums fit the registers and fill the pipes */
+    vf most = v_set(-INFINITY), sum = v_set(0);
+    for (size_t j = 0; j < n; j += VW) {
+        dots(VW, q, keys + j * stride, stride, scale, logits + j);
+        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = logits[0]; /* what lies there counts for nothing */
+        most = v_max(most, v_load(logits + j));
+    }
+    const skv_partial part = {.max = v_most(most)};
+    for (size_t j = 0; j < n; j += VW) {
+        v_store(logits + j, v_exp(v_sub(v_load(logits + j), v_set(part.max))));
         for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = 0;
         sum = v_add(sum, v_load(logits + j));
     }
-    part.sum = v_sum(sum);
     size_t i = 0;
-    for (; i + 4 * VW <= stride; i += 4 * VW) weigh(4, logits, values + i, n, stride, acc + i);
+    for (; i + WIDE * VW <= stride; i += WIDE * VW) weigh(WIDE, logits, values + i, n, stride, acc + i);
     for (; i < stride; i += VW) weigh(1, logits, values + i, n, stride, acc + i);
-    return part;
+    return (skv_partial){.max = part.max, .sum = v_sum(sum)};
 }
 
 static void merge(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride) {
@@ -223,7 +214,6 @@ static float stream(const float *x, size_t n) {
     vf acc[8];
     UNROLL for (int c = 0; c < 8; c++) acc[c] = v_set(0);
     for (size_t i = 0; i + 8 * VW <= n; i += 8 * VW) {
-        __builtin_prefetch(x + i + 1024);
         UNROLL for (int c = 0; c < 8; c++) acc[c] = v_add(acc[c], v_load(x + i + c * VW));
     }
     float sum = 0;

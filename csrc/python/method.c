@@ -63,7 +63,10 @@ static bool call_custom(void *context, skv_scoring *s) {
         break;
     }
     const bool ok = !PyErr_Occurred();
-    if (!ok) PyErr_Fetch(&custom->type, &custom->value, &custom->traceback);
+    if (!ok && custom->type)
+        PyErr_Clear(); /* another row failed in the same forward: the first failure is told */
+    else if (!ok)
+        PyErr_Fetch(&custom->type, &custom->value, &custom->traceback);
     Py_XDECREF(score);
     Py_XDECREF(result);
     Py_XDECREF(dict);

@@ -1,0 +1,154 @@
+"""What a run kept, compaction by compaction, with the numbers that decided; one .npz that needs no model to be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from skipkv.errors import Error
+
+FORMAT = 1
+SCORES = ("importance", "redundancy", "penalty", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class Compaction:
+    """One KV head of one compaction.
+
+    Attributes
+    ----------
+    step : int
+        Tokens of the row fed so far, the prompt included.
+    layer, head : int
+    before : int
+        Slots held before.
+    kept : int32 [n_kept]
+        Positions of the slots that stayed.
+    scores : dict of float32 [n_candidates], or None
+        Importance, redundancy, penalty (as the method has them) and score of the candidates: the oldest slots held
+        before, in their order.
+    """
+
+    step: int
+    layer: int
+    head: int
+    before: int
+    kept: np.ndarray
+    scores: dict[str, np.ndarray] | None = None
+
+
+@dataclass(eq=False)
+class Trace:
+    """The history of one row's cache.
+
+    Attributes
+    ----------
+    tokens, texts : list
+        Ids of the row, the prompt included, and the text of each.
+    n_prompt, n_layers, n_kv_heads : int
+    method : str
+        As `parse_method` reads it.
+    compactions : list of Compaction
+        In order of step, layer, head.
+    sentences : list of (first, last, closed, thought, lambda, repeats)
+        Positions, whether it is one of re-checking, λ (0: not flagged), whether it repeats an earlier one.
+    alphas : dict
+        Position of each steered token → α.
+    bytes : list of (step, bytes)
+        Cache bytes of the row after each compaction.
+    settings : dict
+        Whatever else the run was made with.
+    """
+
+    tokens: list[int]
+    texts: list[str]
+    n_prompt: int
+    n_layers: int
+    n_kv_heads: int
+    method: str
+    compactions: list[Compaction] = field(default_factory=list)
+    sentences: list[tuple] = field(default_factory=list)
+    alphas: dict[int, float] = field(default_factory=dict)
+    bytes: list[tuple[int, int]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at which something was compacted, ascending."""
+        return sorted({c.step for c in self.compactions})
+
+    def at(self, step: int) -> Iterator[Compaction]:
+        """The heads compacted at this step."""
+        return (c for c in self.compactions if c.step == step)
+
+    def held(self, step: int, layer: int, head: int) -> np.ndarray:
+        """Positions that a head holds once ``step`` tokens are fed and the compaction due then is done; ascending."""
+        last = None
+        for c in self.compactions:
+            if c.layer == layer and c.head == head and c.step <= step and (last is None or c.step >= last.step):
+                last = c
+        if last is None:
+            return np.arange(step, dtype=np.int32)
+        return np.concatenate([np.sort(last.kept), np.arange(last.step, step, dtype=np.int32)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one compressed .npz."""
+        head = {
+            "format": FORMAT, "texts": self.texts, "n_prompt": self.n_prompt, "n_layers": self.n_layers,
+            "n_kv_heads": self.n_kv_heads, "method": self.method, "sentences": self.sentences,
+            "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
+        }  # fmt: skip
+        names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
+        arrays = {
+            "head": np.array(json.dumps(head)),
+            "tokens": np.array(self.tokens, np.int32),
+            "index": np.array([(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions], np.int32).reshape(-1, 5),
+            "kept": _join([c.kept for c in self.compactions], np.int32),
+            "n_scores": np.array([len(c.scores["score"]) if c.scores else 0 for c in self.compactions], np.int32),
+        }  # fmt: skip
+        for name in names:
+            arrays[name] = _join([c.scores[name] for c in self.compactions if c.scores], np.float32)
+        with open(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        Error
+            The file is not such a trace.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            head = json.loads(str(arrays["head"]))
+            if head["format"] != FORMAT:
+                raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
+            names = [name for name in SCORES if name in arrays]
+            index, n_scores = arrays["index"], arrays["n_scores"]
+            kept = np.split(arrays["kept"], np.cumsum(index[:, 4])[:-1]) if len(index) else []
+            scores = {name: np.split(arrays[name], np.cumsum(n_scores)[:-1]) if len(index) else [] for name in names}
+            compactions = [
+                Compaction(*map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None)
+                for i in range(len(index))
+            ]  # fmt: skip
+            return cls(
+                arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
+                head["method"], compactions, [tuple(s) for s in head["sentences"]],
+                {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
+                head["settings"],
+            )  # fmt: skip
+        except (KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            raise Error(f"{path}: expected a skipkv trace, found something else ({error})") from None
+
+
+def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)

@@ -1,0 +1,238 @@
+"""What the tests of the engine share: tiny models of any family beside their reference, a vocabulary, and runs of both.
+
+    model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
+    session = open_session(model, method)
+    logits, alphas = replay(session, session.open(200, n_prompt=30), tokens)
+    want, row = reference_run(decoder, method, tokens, 30)
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import reference
+
+from skipkv import _skipkv, methods
+from skipkv.methods import CLASSES, Custom
+from skipkv.sentences import WAY, classify
+
+VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
+EVICTING = [name for name, row in methods.TABLE.items() if row["needs"] & methods.COMPACTS]
+ALL = list(methods.TABLE)
+
+# Delimiters, markers (whole and in pieces), blank lines that close nothing, and think markers of one and of three tokens.
+TEXTS = ["\n", ".\n\n", " Wait", "Alter", "natively", "a", "ga", "in", " again", ":\n", ":\n\n", "<think>", "</think>",
+         "<th", "ink", ">", "</th", " ", "wait", ".\n", "A", "\n\n", " a", "alternatively "]  # fmt: skip
+TEXTS += [f" w{i}" for i in range(40 - len(TEXTS))]
+VOCAB = len(TEXTS)
+ID = {text: i for i, text in enumerate(TEXTS)}
+THINK = ([[ID["<think>"]], [ID["<th"], ID["ink"], ID[">"]]], [[ID["</think>"]], [ID["</th"], ID["ink"], ID[">"]]])
+WORDS = list(range(ID[" w0"], VOCAB))
+
+
+def vocabulary(texts=TEXTS, think=THINK, delimiters="auto", markers="auto"):
+    """The core's view: (flags, marker runs, think markers, how many open)."""
+    flags, runs = classify(texts, delimiters, markers)
+    ways = np.full((len(think[0]) + len(think[1]), WAY), -1, np.int32)
+    for row, way in zip(ways, [*think[0], *think[1]], strict=True):
+        row[WAY - len(way) :] = way
+    return flags, runs, ways, len(think[0])
+
+
+def config(family="llama", n_kv=2, group=2, **changes):
+    return {
+        "family": family, "n_layers": 2, "n_heads": n_kv * group, "n_kv_heads": n_kv, "head_dim": 16, "hidden": 32,
+        "ffn": 48, "vocab": VOCAB, "context": 4096, "norm_eps": 1e-6, "tied": False, "qkv_bias": family == "qwen2",
+        "o_bias": False, "mlp_bias": False, "rope_type": "default", "rope_theta": 10000.0,
+    } | changes  # fmt: skip
+
+
+SHAPES = {}  # (n_layers, n_kv_heads) of the models built
+
+
+@functools.cache
+def build(family="llama", n_kv=2, group=2, variant=None, seed=0, **changes):
+    """(model, decoder) with the same random float32 weights; biases and norms too."""
+    c = config(family, n_kv, group, **changes)
+    rng = np.random.default_rng(seed)
+    model, weights = _skipkv.Model(c, "f32", variant), {}
+    SHAPES[model] = c["n_layers"], c["n_kv_heads"]
+    for name, shape, _ in _skipkv.tensors(c):
+        weights[name] = rng.normal(1.0 * ("norm" in name), 0.2, shape).astype(np.float32)
+        model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
+    return model, reference.Decoder(c, weights)
+
+
+def shape_of(decoder):
+    return decoder.config["n_layers"], decoder.config["n_kv_heads"]
+
+
+def like_skipkv(c):
+    """SkipKV's score as a function of arrays, in the order in which the core computes it."""
+    mix, rest = np.float32(0.1), np.float32(1 - 0.1)
+    return mix * c.importance - rest * c.redundancy[: c.n_candidates] - c.penalties[: c.n_candidates]
+
+
+def make(name, **parameters):
+    """The method of this name; of the parameters those that it takes. `custom` scores as skipkv does."""
+    known = (*methods.TABLE[name]["parameters"].split(), "protect", "evict", "compat")
+    taken = {key: value for key, value in parameters.items() if key in known}
+    if name == "custom":
+        return Custom(like_skipkv, ["importance", "redundancy", "penalties"], **taken)
+    return CLASSES[name](**taken)
+
+
+def as_reference(method, shape):
+    """The reference's method of the same parameters; budgets [n_layers, n_kv]."""
+    names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed"]
+    values = {name: getattr(method, name) for name in (*names, "protect", "evict")}
+    if "budget" in values:
+        values["budget"] = method.as_dict(shape)["budget"]
+    return reference.Method("skipkv" if method.name == "custom" else method.name, **values)
+
+
+def open_session(model, method, *, delimiters="auto", markers="auto", **options):
+    words = vocabulary(delimiters=delimiters, markers=markers)
+    return _skipkv.Session(model, method=method.as_dict(SHAPES[model]), vocabulary=words, **options)
+
+
+def replay(session, row, tokens, step=512):
+    """Feeds tokens, at most `step` at once. Logits [n, vocab] and {position: α} of the steered tokens."""
+    out, alphas, i = np.empty((len(tokens), VOCAB), np.float32), {}, 0
+    at = session.state(row)["n_tokens"]
+    while i < len(tokens):
+        n = session.chunk(row, min(step, len(tokens) - i))
+        part = np.array(tokens[i : i + n], np.int32)
+        pairs = session.forward(np.array([[row, n]], np.int32), part, out[i : i + n], True)
+        alphas |= {at + i + index: alpha for index, alpha in pairs}
+        i += n
+    return out, alphas
+
+
+def replay_together(session, rows, texts, steps):
+    """Feeds several rows in common forwards, row r at most steps[r] tokens at once. Logits [n, vocab] of each."""
+    out = [np.empty((len(tokens), VOCAB), np.float32) for tokens in texts]
+    at = [0] * len(rows)
+    while any(a < len(tokens) for a, tokens in zip(at, texts, strict=True)):
+        spans, part, places = [], [], []
+        for r, tokens in enumerate(texts):
+            if at[r] == len(tokens):
+                continue
+            n = session.chunk(rows[r], min(steps[r], len(tokens) - at[r]))
+            spans.append((rows[r], n))
+            part += list(tokens[at[r] : at[r] + n])
+            places.append((r, n))
+        logits = np.empty((len(part), VOCAB), np.float32)
+        session.forward(np.array(spans, np.int32), np.array(part, np.int32), logits, True)
+        first = 0
+        for r, n in places:
+            out[r][at[r] : at[r] + n] = logits[first : first + n]
+            at[r], first = at[r] + n, first + n
+    return out
+
+
+class Watched(reference.Row):
+    """A row of the reference that remembers the keys of every compaction and how near a similarity came to τ."""
+
+    def __post_init__(self):
+        self.before, self.margins = {}, {}
+        super().__post_init__()
+
+    def compact_layer(self, layer):
+        for h in range(self.cache.n_kv):
+            self.before[len(self.ids), layer, h] = self.cache.keys[layer][h][self.cache.held[layer][h]]
+        super().compact_layer(layer)
+
+    def update_flags(self):
+        super().update_flags()
+        vectors = reference.sentence_vectors(self.cache.hidden, self.sentences)
+        pairs = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
+        self.margins[len(self.ids)] = np.abs(pairs - self.method.tau).min(initial=np.inf)
+
+
+def reference_run(decoder, method, tokens, n_prompt, steering=None, **row):
+    """Logits [n, vocab] and the row."""
+    options = {"texts": TEXTS, "think": THINK, "seed": getattr(method, "seed", 0)} | row
+    state = Watched(decoder, as_reference(method, shape_of(decoder)), steering, **options)
+    parts = [state.prefill(tokens[:n_prompt])]
+    if len(tokens) > n_prompt:
+        parts.append(state.feed(tokens[n_prompt:]))
+    return np.concatenate(parts), state
+
+
+def sentences_text(n, seed, first=(), marked=True):
+    """n tokens: sentences out of a small stock, so that some come back, with blank lines, markers and think markers."""
+    rng = np.random.default_rng(seed)
+    closing = [ID["\n"], ID[".\n\n"], ID[".\n"], ID["\n\n"]]
+    pieces = [[ID[" Wait"]], [ID["Alter"], ID["natively"]], [ID["a"], ID["ga"], ID["in"]], [ID[":\n"]], []]
+    stock = []
+    for _ in range(6):
+        words = rng.choice(WORDS, rng.integers(3, 8)).tolist()
+        piece = pieces[rng.integers(len(pieces))] if marked else []
+        stock.append([*words[:2], *piece, *words[2:], int(rng.choice(closing))])
+    out = list(first)
+    while len(out) < n:
+        out += stock[rng.integers(len(stock))]
+        if rng.random() < 0.15:
+            out.append(int(rng.choice([ID["\n"], ID[":\n\n"]])))
+    return [int(token) for token in out[:n]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# METHOD §9's rule
+
+
+def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
+    """"equal", "tie" (exact, but for the reference's own float64 rounding), "near" or "different"."""
+    if np.array_equal(kept, selection.kept[head]):
+        return "equal"
+    if reference.near_tie(selection, head, kept, rtol=1e-12):
+        return "tie"
+    if reference.near_tie(selection, head, kept, rtol=rtol):
+        return "near"
+    return "near" if selection.redundancy is not None and reference.cosine_margin(keys) < margin else "different"
+
+
+def close(got, want, rtol, atol=0.0):
+    """Largest difference in units of the tolerance, at most 1 if close."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return float((np.abs(got - want) / (atol + rtol * np.abs(want) + 1e-30)).max(initial=0.0))
+
+
+
+
+def captured(model, method, records, tokens, *, row, **options):
+    """The same run with its kept sets given: what stood before the core at every compaction, and the logits.
+
+    A custom score that is 1 where `records` (a trace) has the slot as kept repeats the run, bit for bit, and sees the
+    stored keys, the queries and the sums that decided.
+    """
+    seen, todo = [], iter(records)
+
+    def score(c):
+        _, _, layer, head, _, kept, _ = next(todo)
+        assert (c.layer, c.head) == (layer, head)
+        seen.append(c)
+        return np.isin(c.positions[: c.n_candidates], kept).astype(np.float32)
+
+    twin = Custom(
+        score, ["queries", "sums", "penalties"], budget=method.budget, interval=method.interval, tau=method.tau,
+        window=getattr(method, "window", 1), protect=method.protect, evict=method.evict,
+    )  # fmt: skip
+    session = open_session(model, twin, **options)
+    return seen, replay(session, session.open(len(tokens), **row), tokens)[0]
+
+
+def select_captured(method, layer, heads, shape, *, n_prompt, sequence):
+    """The reference's selection for the captured heads {head: arrays} of one layer."""
+    some = next(iter(heads.values()))
+    every = [heads.get(h, some) for h in range(shape[1])]  # a head that is not due is not looked at: any arrays do
+    flagged = [[p, p, value] for c in every for p, value in zip(c.positions, c.penalties, strict=True) if value > 0]
+    m = as_reference(method, shape)
+    return reference.select(
+        m.name, [c.keys for c in every], np.concatenate([c.queries for c in every]), budget=m.budget[layer],
+        positions=[c.positions for c in every], penalties=np.array(flagged).reshape(-1, 3), window=m.window, mix=m.mix,
+        kernel=m.kernel, sinks=m.sinks, protect=m.protect, prompt=n_prompt, seed=getattr(method, "seed", 0),
+        sequence=sequence, layer=layer, sums=[c.sums for c in every],
+    )  # fmt: skip
