@@ -1,6 +1,8 @@
 #include "policies.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 extern const skv_policy skv_policy_full, skv_policy_streaming, skv_policy_h2o, skv_policy_h2o_last, skv_policy_snapkv, skv_policy_rkv,
@@ -47,9 +49,15 @@ skv_status skv_method_set(skv_method *m, const char *name, double value, skv_err
     while (p->name && strcmp(p->name, name)) p++;
     if (!p->name) return skv_fail(error, SKV_CONFIG, "parameter \"%.40s\" is unknown", name);
     const bool whole = p->kind != 'f', odd = p->kind == 'o';
-    if (!(value >= p->low && value <= p->high) || (whole && value != floor(value)) || (odd && fmod(value, 2) != 1))
-        return skv_fail(error, SKV_CONFIG, "%s is %.17g; allowed: %s from %.17g to %.17g", name, value,
-                        odd ? "odd integers" : whole ? "integers" : "numbers", p->low, p->high);
+    if (!(value >= p->low && value <= p->high) || (whole && value != floor(value)) || (odd && fmod(value, 2) != 1)) {
+        char text[32];
+        for (int digits = 6; digits <= 17; digits++) { /* as few as say which number it is */
+            snprintf(text, sizeof text, "%.*g", digits, value);
+            if (strtod(text, NULL) == value) break;
+        }
+        return skv_fail(error, SKV_CONFIG, "%s is %s; allowed: %s from %.17g to %.17g", name, text, odd ? "odd integers" : whole ? "integers" : "numbers",
+                        p->low, p->high);
+    }
     const struct {
         const char *name;
         int32_t *integer;

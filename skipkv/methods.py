@@ -36,12 +36,19 @@ OFFICIAL = {"skipkv": ("pairs", "lost-heads"), "rkv": ("score-order",), "snapkv"
             "h2o-last": ("score-order",)}  # fmt: skip
 
 
+def _compat(value: Any) -> tuple[Any, ...]:
+    """A ``compat`` argument as a tuple of what it names."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(value)
+    return () if value is None else (value,)
+
+
 def compat_names(method: str, compat: str | Iterable[str] | None) -> tuple[str, ...]:
     """The deviations that a ``compat`` argument names, ``"official"`` spelled out; ConfigError for unknown ones."""
     if compat is None:
         return ()
     names: list[str] = []
-    for name in [compat] if isinstance(compat, str) else list(compat):
+    for name in _compat(compat):
         if name == "official":
             names += [*SENTENCE_COMPAT, *OFFICIAL.get(method, ())]
         elif name in COMPAT:
@@ -56,14 +63,16 @@ def compat_bits(method: str, compat: str | Iterable[str] | None) -> int:
 
 
 def _budget(value: Any) -> Any:
-    """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable."""
+    """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable, one form for one meaning."""
     array = np.asarray(value)
     if array.ndim > 2 or array.size == 0 or not (
         np.issubdtype(array.dtype, np.integer) or (np.issubdtype(array.dtype, np.floating) and (array == np.rint(array)).all())
     ):  # fmt: skip
         raise ConfigError(f"budget is {value!r}; allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
-    if array.ndim == 0:
-        return int(array)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.size == 1:
+        return int(array.reshape(()))
     return tuple(int(x) if array.ndim == 1 else tuple(map(int, x)) for x in array)
 
 
@@ -110,8 +119,8 @@ class Method:
     def __post_init__(self) -> None:
         if "budget" in self._parameters():
             object.__setattr__(self, "budget", _budget(self.budget))
-        if self.compat is not None and not isinstance(self.compat, str):
-            object.__setattr__(self, "compat", tuple(self.compat))
+        named = _compat(self.compat)
+        object.__setattr__(self, "compat", "official" if named == ("official",) else named or None)
         if not isinstance(self.evict, bool):
             raise ConfigError(f"evict is {self.evict!r}; allowed: True, False")
         for name in self._parameters():
@@ -171,7 +180,8 @@ class Method:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.init and f.repr and (f.default is MISSING or value != f.default):
-                text = "/".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+                rows = value if isinstance(value, tuple) else (value,)
+                text = "/".join("+".join(map(str, row)) if isinstance(row, tuple) else str(row) for row in rows)
                 parts.append(f"{f.name}={text}")
         return ":".join([self.name, ",".join(parts)] if parts else [self.name])
 
@@ -238,11 +248,11 @@ class Custom(Method):
         unknown = [name for name in needs if name not in NEEDS] if not isinstance(needs, str) else [needs]
         if unknown:
             raise ConfigError(f"needs is {unknown[0]!r}; allowed: some of {', '.join(NEEDS)}")
-        values = {f.name: f.default for f in fields(self) if f.default is not MISSING} | parameters
+        values = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         for name in parameters:
             if name not in values or name == "needs_":
                 raise ConfigError(f"custom has no parameter {name!r}; allowed: {', '.join(self._parameters())}")
-        for name, value in (values | {"score": score, "budget": budget, "needs_": tuple(needs)}).items():
+        for name, value in (values | parameters | {"score": score, "budget": budget, "needs_": tuple(needs)}).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 
@@ -269,7 +279,8 @@ class Custom(Method):
 def parse_method(method: str | Method | None) -> Method:
     """A method from its string, ``"name:parameter=value,…"``; a `Method` is returned as it is, None is ``full``.
 
-    Budgets of layers are written with slashes: ``"rkv:budget=512/256/128/128"``.
+    Budgets of layers are written with slashes, ``"rkv:budget=512/256/128/128"``, those of a layer's heads with plus
+    signs: ``"rkv:budget=64+32/32+16"``.
     """
     if method is None:
         return Full()
@@ -304,8 +315,9 @@ def _parse_value(key: str, text: str) -> Any:
         names = tuple(text.split("/"))
         return names[0] if names == ("official",) else names
     try:
-        if key == "budget" and "/" in text:
-            return tuple(int(x) for x in text.split("/"))
+        if key == "budget" and ("/" in text or "+" in text[1:]):
+            rows = [tuple(int(x) for x in row.split("+")) for row in text.split("/")]
+            return tuple(row[0] if len(row) == 1 else row for row in rows)
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
         raise ConfigError(f"{key} is {text!r}; allowed: a number") from None

@@ -148,6 +148,11 @@ class Model:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
 
     @property
+    def dtype(self) -> str:
+        """Type of the weights: ``"f32"`` or ``"bf16"``."""
+        return self._core.dtype
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """eos_token_id of generation_config.json; without it, the tokenizer's."""
         eos = self.generation.get("eos_token_id")

@@ -31,6 +31,19 @@ class Selection:
     score: Any
 
 
+def _floats(name: str, value: Any, shape: str) -> np.ndarray:
+    """value as float32, of as many axes as ``shape`` names, the last as long as it says."""
+    try:
+        array = np.ascontiguousarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected numbers [{shape}], found {type(value).__name__}") from None
+    wanted = shape.split(", ")
+    last = wanted[-1]
+    if array.ndim != len(wanted) or (last.isdigit() and array.shape[-1] != int(last)):
+        raise ConfigError(f"{name}: expected [{shape}], found shape {list(array.shape)}")
+    return array
+
+
 def _stack(arrays: list[np.ndarray]) -> Any:
     if not arrays:
         return None
@@ -94,20 +107,20 @@ def select(
         chosen = parse_method(method)
         if parameters or compat is not None:
             chosen = chosen.with_(**parameters, **({} if compat is None else {"compat": compat}))
-    keys = np.ascontiguousarray(keys, np.float32)
-    if keys.ndim != 3:
-        raise ConfigError(f"keys: expected [n_kv_heads, L, head_dim], found shape {list(keys.shape)}")
+    keys = _floats("keys", keys, "n_kv_heads, L, head_dim")
     n_kv, n_slots = keys.shape[:2]
     budget = getattr(chosen, "budget", None)
+    if np.shape(budget) not in ((), (n_kv,), (1, n_kv)):
+        raise ConfigError(f"budget: expected a number or [{n_kv}], found shape {list(np.shape(budget))}")
     if isinstance(budget, tuple) and np.ndim(budget) == 1:  # one layer: an array is over its heads
         chosen = chosen.with_(budget=(budget,))
     where = np.arange(n_slots) if positions is None else np.asarray(positions)
     if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
         raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
     where = np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
-    flagged = None if penalties is None else np.asarray(penalties, np.float32).reshape(-1, 3)
+    flagged = None if penalties is None or np.size(penalties) == 0 else _floats("penalties", penalties, "n, 3")
     found = _skipkv.select(
-        chosen.as_dict((1, n_kv)), keys, np.asarray(queries, np.float32), where, flagged,
-        None if sums is None else np.asarray(sums, np.float32), prompt, tuple(map(int, sequence)), layer,
+        chosen.as_dict((1, n_kv)), keys, _floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
+        None if sums is None else _floats("sums", sums, "n_kv_heads, L"), prompt, tuple(map(int, sequence)), layer,
     )  # fmt: skip
     return Selection(*map(_stack, found))

@@ -206,4 +206,8 @@ def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str]
     -------
     float32 [n]
     """
-    return _skipkv.flag_repeats(np.asarray(vectors, np.float32), float(tau), compat_bits("full", compat))
+    try:
+        vectors = np.asarray(vectors, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(f"vectors: expected numbers [n, D], found {type(vectors).__name__}") from None
+    return _skipkv.flag_repeats(vectors, float(tau), compat_bits("full", compat))

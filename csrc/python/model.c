@@ -169,12 +169,17 @@ static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) { return 
 
 static PyObject *model_variant(PyObject *self, void *Py_UNUSED(closure)) { return PyUnicode_FromString(((py_model *)self)->model->backend->name); }
 
+static PyObject *model_dtype(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyUnicode_FromString(((py_model *)self)->model->type == SKV_BF16 ? "bf16" : "f32");
+}
+
 static PyMethodDef model_methods[] = {
     {"bind", model_bind, METH_VARARGS, "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
     {"limits", model_limits, METH_VARARGS, "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels reach."},
     {0},
 };
 static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},
+                                     {"dtype", model_dtype, NULL, "Type of the matrices.", NULL},
                                      {"variant", model_variant, NULL, "Name of the CPU variant.", NULL},
                                      {0}};
 static PyType_Slot model_slots[] = {{Py_tp_new, model_new}, {Py_tp_dealloc, model_dealloc}, {Py_tp_methods, model_methods},

@@ -1,0 +1,7 @@
+"""python -m skipkv"""
+
+import sys
+
+from skipkv.cli import main
+
+sys.exit(main())

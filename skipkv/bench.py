@@ -1,0 +1,221 @@
+"""The engine against its machine: read bandwidth and multiply-accumulate peak first, then prefill and decode as shares of them.
+
+Every figure is a median over repeats within one run; compare ratios of one run, not runs with each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from skipkv import _skipkv
+from skipkv.checkpoint import ModelConfig
+from skipkv.errors import ConfigError
+from skipkv.methods import Method
+from skipkv.model import Model, _threads
+
+SHAPES = {
+    "qwen2.5-0.5b": ModelConfig(
+        "qwen2", n_layers=24, n_heads=14, n_kv_heads=2, head_dim=64, hidden=896, ffn=4864, vocab=151936, context=32768,
+        norm_eps=1e-6, tied=True, qkv_bias=True, rope_theta=1e6,
+    ),
+    "r1-distill-qwen-1.5b": ModelConfig(
+        "qwen2", n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128, hidden=1536, ffn=8960, vocab=151936,
+        context=131072, norm_eps=1e-6, tied=False, qkv_bias=True, rope_theta=1e4,
+    ),
+    "smollm2-135m": ModelConfig(
+        "llama", n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, hidden=576, ffn=1536, vocab=49152, context=8192,
+        norm_eps=1e-5, tied=True, rope_theta=1e5,
+    ),
+}  # fmt: skip
+LIMIT_BYTES = 512 << 20  # far above any last-level cache
+FORWARD_TOKENS = 512
+
+
+def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, seed: int = 0) -> Model:
+    """A model of a known shape with random weights and no tokenizer.
+
+    Parameters
+    ----------
+    shape : str
+        A name of `SHAPES`.
+    dtype : "bf16" or "f32"
+    threads, seed : int
+    """
+    if shape not in SHAPES:
+        raise ConfigError(f"shape is {shape!r}; allowed: {', '.join(SHAPES)}")
+    config = SHAPES[shape]
+    count = _threads(threads)
+    core = _skipkv.Model(config.as_dict(), dtype, os.environ.get("SKIPKV_CPU"))
+    rng = np.random.default_rng(seed)
+    for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
+        if is_matrix:
+            values = rng.standard_normal(size, np.float32)
+            values *= 1 / np.sqrt(size[1])
+        else:
+            values = np.ones(size, np.float32) if name.endswith("norm.weight") else np.zeros(size, np.float32)
+        core.bind(name, "f32", size, values.reshape(-1).view(np.uint8), count)
+    return Model(core, config, None, f"random {shape}", {}, count)
+
+
+def linear_weights(config: ModelConfig, head: bool = True) -> int:
+    """Weights that every token is multiplied with."""
+    return sum(
+        int(np.prod(size))
+        for name, size, is_matrix in _skipkv.tensors(config.as_dict() | {"tied": False})
+        if is_matrix and name != "model.embed_tokens.weight" and (head or name != "lm_head.weight")
+    )
+
+
+class _Bench:
+    def __init__(self, model: Model, method: Method, cache: str, rows: int, context: int) -> None:
+        config = model.config
+        self.model, self.vocab = model, config.vocab
+        self.session = _skipkv.Session(
+            model._core, rows=rows, tokens=max(FORWARD_TOKENS, rows), cache=cache, threads=model.threads,
+            method=method.as_dict((config.n_layers, config.n_kv_heads)), vocabulary=None,
+        )  # fmt: skip
+        self.rng = np.random.default_rng(1)
+        self.logits = np.empty((rows, self.vocab), np.float32)
+        self.context, self.n_rows = context, rows
+
+    def tokens(self, n: int) -> np.ndarray:
+        return self.rng.integers(0, self.vocab, n).astype(np.int32)
+
+    def fill(self, capacity: int, n_prompt: int) -> list[int]:
+        """Rows that hold `context` tokens: one is fed, the others are copies."""
+        row = self.session.open(capacity, n_prompt=n_prompt)
+        first = 0
+        while first < self.context:
+            n = self.session.chunk(row, min(FORWARD_TOKENS, self.context - first))
+            self.session.forward(np.array([[row, n]], np.int32), self.tokens(n))
+            first += n
+        return [row] + [self.session.fork(row, capacity, i) for i in range(1, self.n_rows)]
+
+    def step(self, rows: list[int]) -> float:
+        spans, tokens = np.array([(row, 1) for row in rows], np.int32), self.tokens(len(rows))
+        begin = time.perf_counter()
+        self.session.forward(spans, tokens, self.logits[: len(rows)])
+        return time.perf_counter() - begin
+
+
+def prefill(model: Model, n: int, cache: str, repeats: int) -> dict[str, Any]:
+    """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes."""
+    from skipkv.methods import Full
+
+    bench = _Bench(model, Full(), cache, 1, n)
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        row = bench.session.open(n)
+        begin = time.perf_counter()
+        for first in range(0, n, FORWARD_TOKENS):
+            part = bench.tokens(min(FORWARD_TOKENS, n - first))
+            bench.session.forward(np.array([[row, len(part)]], np.int32), part, bench.logits)
+        seconds.append(time.perf_counter() - begin)
+        bench.session.close(row)
+    c = model.config
+    attention = 2 * c.n_layers * c.n_heads * c.head_dim * n * (n + 1) // 2
+    macs = n * linear_weights(c, head=False) + c.vocab * c.hidden + attention
+    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": macs, "bytes": model._core.n_bytes}
+
+
+def decode(model: Model, rows: int, context: int, method: Method, cache: str, steps: int, repeats: int) -> dict[str, Any]:
+    """Seconds of one step of `rows` rows with `context` tokens behind them."""
+    extra = steps * repeats + 1
+    bench = _Bench(model, method, cache, rows, context)
+    open_rows = bench.fill(context + extra, min(context, 1 if method.compacts else context))
+    bench.step(open_rows)
+    before = bench.session.ledger()["evict_seconds"]
+    times = [bench.step(open_rows) for _ in range(extra - 1)]
+    c, ledger = model.config, bench.session.ledger()
+    slots = bench.session.state(open_rows[0])["slots"] / (c.n_layers * c.n_kv_heads)
+    read = linear_weights(c) * (2 if model.dtype == "bf16" else 4) + rows * 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots * (2 if cache == "bf16" else 4)
+    macs = rows * (linear_weights(c) + 2 * c.n_layers * c.n_heads * c.head_dim * slots)
+    return {
+        "kind": "decode", "rows": rows, "context": context, "method": str(method), "seconds": statistics.median(times), "tokens": rows,
+        "macs": macs, "bytes": read, "evict_share": (ledger["evict_seconds"] - before) / sum(times), "peak_bytes": ledger["peak_bytes"],
+        "hash": hashlib.sha256(bench.logits.tobytes()).hexdigest()[:16],
+    }  # fmt: skip
+
+
+def compaction(model: Model, method: Method, cache: str, repeats: int) -> dict[str, Any]:
+    """Seconds of one compaction of one row, all layers, from budget + interval slots."""
+    budget, interval = int(np.max(method.budget)), method.interval
+    bench = _Bench(model, method, cache, 1, budget)
+    seconds, pairs, slots = [], 0, 0
+    row = bench.session.open(budget + interval * (repeats + 3), n_prompt=1)
+    fed = 0
+    while len(seconds) < repeats + 1:
+        n = bench.session.chunk(row, min(FORWARD_TOKENS, budget + interval))
+        before, counted = bench.session.ledger()["evict_seconds"], bench.session.state(row)
+        bench.session.forward(np.array([[row, n]], np.int32), bench.tokens(n))
+        fed += n
+        after = bench.session.state(row)
+        if after["compactions"] > counted["compactions"] and counted["compactions"]:  # from a full interval on
+            seconds.append(bench.session.ledger()["evict_seconds"] - before)
+            pairs, slots = after["pairs"] - counted["pairs"], budget + interval
+    heads = model.config.n_layers * model.config.n_kv_heads
+    return {"kind": "compaction", "method": str(method), "slots": slots, "seconds": statistics.median(seconds),
+            "pairs_share": pairs / (heads * slots * slots)}  # fmt: skip
+
+
+def _line(r: dict[str, Any], limits: tuple[float, float]) -> str:
+    if r["kind"] == "compaction":
+        return (f"compaction {r['method']}: {1e3 * r['seconds']:.2f} ms for all layers at {r['slots']} slots, "
+                f"{100 * r['pairs_share']:.1f} % of the pairs looked at")  # fmt: skip
+    what = f"prefill of {r['tokens']}" if r["kind"] == "prefill" else f"decode, {r['rows']} rows, context {r['context']}, {r['method']}"
+    text = (
+        f"{what}: {r['tokens'] / r['seconds']:.1f} tokens/s; {r['bytes'] / r['seconds'] / 1e9:.2f} GB/s = "
+        f"{100 * r['bytes'] / r['seconds'] / limits[0]:.0f} % of bandwidth; {2 * r['macs'] / r['seconds'] / 1e9:.1f} Gflop/s = "
+        f"{100 * r['macs'] / r['seconds'] / limits[1]:.0f} % of peak"
+    )
+    if r["kind"] == "decode":
+        text += f"; cache {r['peak_bytes'] / 1e6:.1f} MB; logits {r['hash']}"
+        if r["evict_share"]:
+            text += f"; compactions {100 * r['evict_share']:.2f} % of the time"
+    return text
+
+
+def main(args: argparse.Namespace) -> int:
+    from skipkv.methods import parse_method
+    from skipkv.model import load
+
+    if bool(args.model) == bool(args.random_weights):
+        raise ConfigError("bench: expected a model or --random-weights SHAPE, one of them")
+    method = parse_method(args.method)
+    try:
+        rows, contexts = ([int(x) for x in text.split(",")] for text in (args.rows, args.contexts))
+    except ValueError:
+        raise ConfigError(f"rows is {args.rows!r}, contexts {args.contexts!r}; allowed: integers separated by commas") from None
+    if min(*rows, *contexts, args.steps, args.repeats, args.prefill) < 1:
+        raise ConfigError("rows, contexts, steps, repeats and prefill: allowed: integers from 1")
+    model = random_model(args.random_weights, args.dtype, args.threads) if args.random_weights else load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+    limits = model._core.limits(LIMIT_BYTES, model.threads)
+    head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache, "threads": model.threads,
+            "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
+    if not args.json:
+        print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
+        print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s", flush=True)
+    results = []
+    jobs: list[Any] = [lambda: prefill(model, args.prefill, args.cache, args.repeats)]
+    jobs += [
+        lambda r=r, n=n: decode(model, r, n, method, args.cache, args.steps, args.repeats) for n in contexts for r in rows
+    ]
+    if method.compacts:
+        jobs.append(lambda: compaction(model, method, args.cache, args.repeats))
+    for job in tqdm(jobs, unit="measurement", leave=False, disable=None if not args.quiet else True, file=sys.stderr):
+        results.append(job())
+        if not args.json:
+            tqdm.write(_line(results[-1], limits))
+    if args.json:
+        print(json.dumps(head | {"results": results}))
+    return 0

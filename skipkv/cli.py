@@ -1,0 +1,230 @@
+"""The command line: skipkv generate | bench | compare | steer | methods."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from skipkv.errors import ConfigError, Error
+
+
+def parse_run(text: str) -> tuple[Any, Any]:
+    """``"skipkv:budget=1024+steer:file.safetensors,alpha=1"`` → (Method, Steering or None)."""
+    from skipkv.methods import parse_method
+    from skipkv.steering import parse_steering
+
+    method, plus, steering = text.partition("+steer:")
+    return parse_method(method), parse_steering(steering) if plus else None
+
+
+def tiny_problems() -> list[dict[str, str]]:
+    """The held-out problems that come with the model in the box: ``prompt``, ``answer``."""
+    text = (files("skipkv.tiny") / "problems.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _prompts(args: argparse.Namespace) -> list[Any]:
+    texts: list[Any] = list(args.prompt or [])
+    if args.prompts:
+        for number, line in enumerate(Path(args.prompts).read_text().splitlines(), 1):
+            try:
+                value = json.loads(line)
+                texts.append(value if isinstance(value, str) else value["prompt"])
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{args.prompts}: line {number}: expected a JSON text or an object with a prompt") from None
+    if args.problem is not None:
+        if args.model != "tiny":
+            raise ConfigError(f"problem is {args.problem}; allowed with the model tiny only, found {args.model!r}")
+        problems = tiny_problems()
+        if not 0 <= args.problem < len(problems):
+            raise ConfigError(f"problem is {args.problem}; allowed: 0 to {len(problems) - 1}")
+        texts.append(problems[args.problem]["prompt"])
+    if not texts:
+        raise ConfigError("no prompt; allowed: --prompt TEXT, --prompts FILE" + (", --problem N" if args.model == "tiny" else ""))
+    return [[{"role": "user", "content": text}] for text in texts] if args.chat else texts
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from skipkv.model import load
+
+    method, steering = parse_run(args.method)
+    prompts = _prompts(args)
+    model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+    options = dict(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
+        n=args.n, seed=args.seed, stop=args.stop or (), rows=args.rows, memory_limit=args.memory_limit, cache=args.cache,
+        trace=("scores" if args.trace_scores else True) if args.trace else False, brake=args.brake,
+    )  # fmt: skip
+    single = len(prompts) == 1 and args.n == 1
+    if single and not args.json:
+        done = None
+        for event in model.stream(prompts, method, steering, **options):
+            print(event.text, end="", flush=True)
+            done = event.generation or done
+        outs = [done] if done else []
+        print()
+    else:
+        outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
+        for out in outs:
+            if args.json:
+                shown = {k: v for k, v in dataclasses.asdict(dataclasses.replace(out, trace=None)).items() if k != "trace"}
+                print(json.dumps(shown, ensure_ascii=False))
+            else:
+                print(f"--- prompt {out.prompt}, sample {out.sample}\n{out.text}")
+    if args.trace and outs:
+        _save_traces(args.trace, outs)
+    if not args.json and not args.quiet:
+        for out in outs:
+            if out.stats:
+                print(_summary(out), file=sys.stderr)
+    return 130 if any(out.finish_reason == "interrupted" for out in outs) else 0
+
+
+def _save_traces(path: str, outs: list[Any]) -> None:
+    for i, out in enumerate(outs):
+        if out.trace is not None:
+            target = Path(path) if len(outs) == 1 else Path(path).with_stem(f"{Path(path).stem}-{i}")
+            out.trace.save(target)
+            print(f"trace: {target}", file=sys.stderr)
+
+
+def _summary(out: Any) -> str:
+    s = out.stats
+    parts = [
+        f"{s.prompt_tokens} + {s.new_tokens} tokens ({out.finish_reason}) in {s.seconds:.1f} s",
+        f"cache {s.peak_bytes / 1e6:.2f} MB at most, full {s.full_bytes / 1e6:.2f} MB",
+    ]
+    if s.compactions:
+        parts.append(f"{s.compactions} compactions, {s.evicted} slots dropped")
+    if s.sentences:
+        parts.append(f"{s.sentences} sentences, {s.flagged} repeated, {s.thoughts} re-checks")
+    if s.steered:
+        parts.append(f"{s.steered} tokens steered")
+    return "; ".join(parts)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from skipkv import bench
+
+    return bench.main(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from skipkv import compare
+
+    return compare.main(args)
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from skipkv.methods import CLASSES, PARAMETERS, TABLE
+
+    if args.json:
+        print(json.dumps({"methods": TABLE, "parameters": PARAMETERS}))
+        return 0
+    for name in CLASSES:
+        print(f"{name:10s} {TABLE[name]['summary']}\n{'':10s} {TABLE[name]['parameters'].replace(' ', ', ')}")
+    print("\nparameters")
+    for name, p in PARAMETERS.items():
+        default = "required" if p["default"] is None else f"default {p['default']}"
+        print(f"{name:10s} {p['summary']} ({p['low']:g} to {p['high']:g}; {default})")
+    print(f"{'protect':10s} slots kept besides: none, prompt, sinks:N\n{'evict':10s} False: score and trace, drop nothing")
+    print(f"{'compat':10s} official, or single deviations of the released code")
+    return 0
+
+
+METHOD_HELP = 'what the cache keeps, e.g. "rkv:budget=1024,mix=0.07" or "skipkv:budget=512+steer:vector.safetensors,alpha=1"; skipkv methods lists them'
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="skipkv", description="Compressed KV caches for reasoning models.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(function=function)
+        return sub
+
+    def model_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("model", help="a directory, a hub id, or tiny")
+        sub.add_argument("--device", default="cpu")
+        sub.add_argument("--dtype", default="auto", choices=["auto", "f32", "bf16"], help="of the weights")
+        sub.add_argument("--cache", default="bf16", choices=["bf16", "f32"], help="type of keys and values")
+        sub.add_argument("--threads", type=int)
+        sub.add_argument("--json", action="store_true", help="for machines")
+        sub.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+    g = command("generate", _generate, "Continue prompts.")
+    model_options(g)
+    g.add_argument("--prompt", action="append", help="a text; may be given several times")
+    g.add_argument("--prompts", metavar="FILE", help="JSON lines: texts, or objects with a prompt")
+    g.add_argument("--problem", type=int, metavar="N", help="one of the held-out problems of tiny")
+    g.add_argument("--chat", action="store_true", help="put each prompt through the checkpoint's chat template")
+    g.add_argument("--method", default="full", help=METHOD_HELP)
+    g.add_argument("--max-new-tokens", type=int, default=4096)
+    g.add_argument("--temperature", type=float, default=0.0)
+    g.add_argument("--top-k", type=int, default=0)
+    g.add_argument("--top-p", type=float, default=1.0)
+    g.add_argument("--min-p", type=float, default=0.0)
+    g.add_argument("-n", type=int, default=1, help="samples of every prompt")
+    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--stop", action="append", help="a text that ends the generation; may be given several times")
+    g.add_argument("--rows", type=int, default=16, help="sequences in flight at once")
+    g.add_argument("--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache")
+    g.add_argument("--brake", type=int, default=0, metavar="K", help="step in after K sentences in a row that repeat earlier ones")
+    g.add_argument("--trace", metavar="FILE.npz", help="record what was kept")
+    g.add_argument("--trace-scores", action="store_true", help="with every candidate's scores")
+
+    b = command("bench", _bench, "Measure this machine's limits and the engine against them.")
+    b.add_argument("model", nargs="?", help="a directory, a hub id, or tiny")
+    b.add_argument("--random-weights", metavar="SHAPE", help="no file: qwen2.5-0.5b, r1-distill-qwen-1.5b or smollm2-135m")
+    b.add_argument("--dtype", default="bf16", choices=["f32", "bf16"])
+    b.add_argument("--cache", default="bf16", choices=["bf16", "f32"])
+    b.add_argument("--threads", type=int)
+    b.add_argument("--rows", default="1,8", help="rows that decode together, comma-separated")
+    b.add_argument("--contexts", default="128,1024", help="tokens already in the cache")
+    b.add_argument("--prefill", type=int, default=512, help="tokens")
+    b.add_argument("--steps", type=int, default=16, help="decode steps a measurement")
+    b.add_argument("--repeats", type=int, default=3)
+    b.add_argument("--method", default="full", help=METHOD_HELP)
+    b.add_argument("--json", action="store_true")
+    b.add_argument("--quiet", action="store_true")
+
+    c = command("compare", _compare, "Replay recorded texts under several methods: fidelity to the full cache without sampling.")
+    model_options(c)
+    c.add_argument("texts", help="JSON lines: texts, or objects with a text, or with prompt and output")
+    c.add_argument("--methods", required=True, help='separated by ";", e.g. "full;rkv:budget=256"')
+    c.add_argument("--tokens", type=int, help="only the first tokens of each text")
+    c.add_argument("--limit", type=int, help="only the first texts")
+    c.add_argument("--bootstrap", type=int, default=2000, help="resamples for the intervals")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--plot", metavar="FILE.png", help="needs matplotlib")
+
+    m = command("methods", _methods, "List the eviction methods and their parameters.")
+    m.add_argument("--json", action="store_true")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        return args.function(args)
+    except Error as error:
+        print(f"skipkv: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader has gone; what Python would still flush has no one to go to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"skipkv: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,224 @@
+"""Fidelity without sampling: recorded texts, replayed under every method, against the full cache.
+
+    texts → replay(full) ─┐
+          → replay(method)┴→ per position: −log p of the recorded token, KL(full ‖ method), same best token
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from skipkv.errors import ConfigError
+from skipkv.methods import Method
+from skipkv.model import Model, log_probability
+from skipkv.steering import Steering
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One method over all texts; each figure is (mean, low, high), a 95 % bootstrap interval over texts.
+
+    Attributes
+    ----------
+    run : str
+        Method, with its steering.
+    nll : negative log-likelihood a token, nats
+    kl : KL divergence of full from the method, nats a token
+    same : share of positions with the same best token
+    peak_bytes : int
+        Most cache bytes of any text.
+    texts, positions : int
+        Texts that were compacted (all for ``full``) and positions counted: those after a text's first compaction.
+    flagged : float
+        Share of the finished sentences that a later one repeats.
+    """
+
+    run: str
+    nll: tuple[float, float, float]
+    kl: tuple[float, float, float]
+    same: tuple[float, float, float]
+    peak_bytes: int
+    texts: int
+    positions: int
+    flagged: float
+
+
+@dataclass
+class _Text:
+    """Sums over one text's counted positions."""
+
+    nll: float
+    kl: float
+    same: float
+    n: int
+
+
+def bootstrap(sums: Sequence[tuple[float, int]], resamples: int, seed: int) -> tuple[float, float, float]:
+    """Mean of all positions and its 95 % percentile interval, texts drawn with replacement. sums: (total, positions)."""
+    array = np.array(sums, np.float64).reshape(-1, 2)
+    array = array[array[:, 1] > 0]
+    if not len(array):
+        return (float("nan"),) * 3
+    mean = array[:, 0].sum() / array[:, 1].sum()
+    draws = np.random.default_rng(seed).integers(0, len(array), (max(1, resamples), len(array)))
+    means = array[draws, 0].sum(1) / array[draws, 1].sum(1)
+    return float(mean), *map(float, np.percentile(means, [2.5, 97.5]))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def compare(
+    model: Model,
+    texts: Sequence[Any],
+    runs: Sequence[tuple[Method, Steering | None]],
+    *,
+    prompts: Sequence[int] | None = None,
+    cache: str = "bf16",
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Fidelity]:
+    """Replay every text under every method.
+
+    Parameters
+    ----------
+    model : Model
+    texts : sequence of text or ids
+    runs : sequence of (Method, Steering or None)
+    prompts : sequence of int, optional
+        Tokens of each text that are its prompt; 1 by default.
+    cache : "bf16" or "f32"
+    resamples, seed : int
+        Of the bootstrap.
+    progress : bool
+
+    Returns
+    -------
+    list of Fidelity
+        In order of ``runs``. Positions before a text's first compaction are left out; for a run that never compacts
+        (``full``) they are all counted.
+    """
+    ids = [model.encode(text) for text in texts]
+    n_prompts = [1] * len(ids) if prompts is None else list(prompts)
+    if any(len(t) < 2 for t in ids):
+        raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
+    found: list[list[_Text]] = [[] for _ in runs]
+    peaks, compacted = [0] * len(runs), [0] * len(runs)
+    sentences, flagged = [0] * len(runs), [0] * len(runs)
+    with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=None if progress else True) as bar:
+        for tokens, n_prompt in zip(ids, n_prompts, strict=True):
+            after = np.array(tokens[1:])
+            full = model.replay(tokens, n_prompt=n_prompt, logits=True, cache=cache)
+            bar.update()
+            reference = full.logits[:-1]
+            best = reference.argmax(1)
+            for r, (method, steering) in enumerate(runs):
+                run = model.replay(tokens, method, steering, n_prompt=n_prompt, logits=True, trace=method.compacts, cache=cache)
+                first = min((c.step for c in run.trace.compactions), default=len(tokens)) if run.trace else 0
+                # The logits of position p are the first that a compaction after token p could change.
+                here, there = run.logits[first:-1], reference[first:]
+                kl = 0.0
+                for i in range(0, len(here), 128):
+                    p, q = _log_softmax(there[i : i + 128]), _log_softmax(here[i : i + 128])
+                    kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+                nll = -float(log_probability(here, after[first:]).sum())
+                found[r].append(_Text(nll, kl, float((here.argmax(1) == best[first:]).sum()), len(here)))
+                peaks[r] = max(peaks[r], run.stats["peak_bytes"])
+                compacted[r] += bool(run.stats["compactions"]) or not method.compacts
+                sentences[r] += run.stats["sentences"]
+                flagged[r] += run.stats["flagged"]
+                bar.update()
+    return [
+        Fidelity(
+            str(method) + (f"+steer:layer={steering.layer},alpha={steering.alpha:g}" if steering else ""),
+            *(bootstrap([(getattr(t, name), t.n) for t in found[r]], resamples, seed) for name in ("nll", "kl", "same")),
+            peaks[r], compacted[r], sum(t.n for t in found[r]), flagged[r] / max(1, sentences[r]),
+        )
+        for r, (method, steering) in enumerate(runs)
+    ]  # fmt: skip
+
+
+def read_texts(model: Model, path: str, tokens: int | None, limit: int | None) -> tuple[list[list[int]], list[int]]:
+    """Ids of each text and how many are its prompt, from JSON lines: a text, {"text"}, or {"prompt", "output"}."""
+    texts, prompts = [], []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if limit is not None and len(texts) == limit:
+            break
+        try:
+            value = json.loads(line)
+            if isinstance(value, str):
+                value = {"text": value}
+            prompt, text = value.get("prompt") or "", value.get("text") or value["output"]
+            if not isinstance(prompt, str) or not isinstance(text, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            expected = "a JSON text, an object with a text, or one with prompt and output"
+            raise ConfigError(f"{path}: line {number}: expected {expected}") from None
+        head = model.encode(prompt) if prompt else []
+        ids = (head + model.tokenizer.encode(text, add_special_tokens=not head))[: tokens or model.config.context]
+        texts.append(ids[: model.config.context])
+        prompts.append(max(1, min(len(head), len(texts[-1]))))
+    if not texts:
+        raise ConfigError(f"{path}: expected at least one text, found none")
+    return texts, prompts
+
+
+def table(results: Sequence[Fidelity]) -> str:
+    """For people."""
+
+    def cell(figure: tuple[float, float, float], scale: float = 1.0, digits: int = 3) -> str:
+        mean, low, high = (scale * x for x in figure)
+        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    rows = [("method", "nll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions", "flagged %")]
+    for f in results:
+        rows.append((f.run, cell(f.nll), cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}", str(f.texts),
+                     str(f.positions), f"{100 * f.flagged:.1f}"))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def plot(results: Sequence[Fidelity], path: str) -> None:
+    """KL divergence of every method with its interval."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'skipkv[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [f for f in results if np.isfinite(f.kl[0])]
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(shown) + 1.2), layout="constrained")
+    means = np.array([f.kl for f in shown]).reshape(-1, 3)
+    at = np.arange(len(shown))
+    axes.errorbar(means[:, 0], at, xerr=np.abs(means[:, 1:] - means[:, :1]).T, fmt="o", capsize=3)
+    axes.set_yticks(at, [f.run for f in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel("KL divergence from the full cache, nats a token (95 % over texts)")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(args: argparse.Namespace) -> int:
+    from skipkv.cli import parse_run
+    from skipkv.model import load
+
+    runs = [parse_run(text.strip()) for text in args.methods.split(";") if text.strip()]
+    model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+    texts, prompts = read_texts(model, args.texts, args.tokens, args.limit)
+    results = compare(model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed, progress=not args.quiet)
+    print(json.dumps([asdict(f) for f in results]) if args.json else table(results))
+    if args.plot:
+        plot(results, args.plot)
+    return 0
