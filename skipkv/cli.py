@@ -143,6 +143,8 @@ METHOD_HELP = 'what the cache keeps, e.g. "rkv:budget=1024,mix=0.07" or "skipkv:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    from skipkv import workshop
+
     top = argparse.ArgumentParser(prog="skipkv", description="Compressed KV caches for reasoning models.")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -205,6 +207,20 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--bootstrap", type=int, default=2000, help="resamples for the intervals")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--plot", metavar="FILE.png", help="needs matplotlib")
+
+    steer = commands.add_parser("steer", help="Make, show and import steering vectors.").add_subparsers(dest="what", required=True)
+
+    def steer_command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = steer.add_parser(name, help=help, description=help)
+        sub.set_defaults(function=function)
+        return sub
+
+    def steered_model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("model", help="a directory, a hub id, or tiny")
+        sub.add_argument("--threads", type=int)
+        sub.add_argument("--quiet", action="store_true")
+
+    workshop.add_commands(steer_command, steered_model)
 
     m = command("methods", _methods, "List the eviction methods and their parameters.")
     m.add_argument("--json", action="store_true")

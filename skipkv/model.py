@@ -173,6 +173,14 @@ class Model:
             self._vocabularies[official] = sentences.vocabulary(self.tokenizer, self.config.vocab, kind, kind) if self.tokenizer else None  # fmt: skip
         return self._vocabularies[official]
 
+    @property
+    def vocabulary(self) -> tuple:
+        """See `skipkv.sentences.vocabulary`."""
+        found = self._vocabulary_for(parse_method(None))
+        if found is None:
+            raise ConfigError(f"{self.name} has no tokenizer")
+        return found
+
     # -- prompts
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -393,7 +401,7 @@ class Model:
         self._feed(session, row, ids, step, FORWARD_TOKENS)
         return out
 
-    def hidden(self, tokens: Prompt, layers: Sequence[int], *, cache: str = "f32") -> np.ndarray:
+    def hidden(self, tokens: Prompt, layers: Sequence[int], *, positions: Sequence[int] | None = None, cache: str = "f32") -> np.ndarray:
         """Hidden states of a text.
 
         Parameters
@@ -401,6 +409,9 @@ class Model:
         tokens : text, ids or messages
         layers : sequence of int
             ℓ: the residual stream entering block ℓ; n_layers: after the final norm.
+        positions : sequence of int, optional
+            Which tokens' states; all by default.
+        cache : "f32" or "bf16"
 
         Returns
         -------
@@ -408,14 +419,16 @@ class Model:
         """
         ids = self._ids(tokens)
         wanted = np.array([_integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
+        where = np.arange(len(ids)) if positions is None else np.array([_integer("positions", p, 0, len(ids) - 1) for p in positions], np.int64)
         session = self._session(len(ids), parse_method(None), cache)
         row = session.open(len(ids))
-        out = np.empty((len(wanted), len(ids), self.config.hidden), np.float32)
+        out = np.empty((len(wanted), len(where), self.config.hidden), np.float32)
 
         def step(first: int, part: np.ndarray) -> None:
             states = np.empty((len(wanted), len(part), self.config.hidden), np.float32)
             session.forward(np.array([[row, len(part)]], np.int32), part, layers=wanted, states=states)
-            out[:, first : first + len(part)] = states
+            here = (where >= first) & (where < first + len(part))
+            out[:, here] = states[:, where[here] - first]
 
         self._feed(session, row, ids, step, FORWARD_TOKENS)
         return out

@@ -144,6 +144,26 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
     return flags, runs, ways, len(opening)
 
 
+def thinking(ids: Sequence[int], vocabulary: tuple, begun: bool = False) -> tuple[np.ndarray, bool]:
+    """Which tokens stand between ``<think>`` and ``</think>`` (bool [T]), and whether any ``<think>`` was there.
+
+    begun: as if the text began inside.
+    """
+    _, _, ways, n_open = vocabulary
+    inside, opened, now = np.zeros(len(ids), bool), False, begun
+    recent = np.full(WAY, -2, np.int64)  # equals no id
+    for t, token in enumerate(ids):
+        recent = np.append(recent[1:], token)
+        ends = ((ways == recent) | (ways < 0)).all(1)
+        if ends[:n_open].any():
+            now = opened = True
+        elif ends[n_open:].any():
+            now = False
+        else:
+            inside[t] = now
+    return inside, opened
+
+
 def segment(
     ids: Sequence[int],
     texts: Sequence[str],
