@@ -105,7 +105,8 @@ typedef struct skv_backend {
 
     /* Compaction works head by head, on one thread each. keys [n, stride] as float32, positions [n], sums [n] ← the slots listed, or the
      * first n with slots NULL; keys and sums may be NULL. */
-    void (*gather)(const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n, float *keys, int32_t *positions, float *sums);
+    void (*gather)(const struct skv_backend *backend, const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n,
+                   float *keys, int32_t *positions, float *sums);
 
     /* Slots 0 … n − 1 ← the slots keep[0 … n − 1]; scratch [n, stride] floats */
     void (*compact)(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n, void *scratch);

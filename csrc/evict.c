@@ -183,7 +183,7 @@ static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_tas
         const size_t head = layer * n_kv + h, n_slots = held_slots(r, head), newest = newest_of(s, r, head);
         if (!is_due(s, r, head)) continue;
         if (r->held) list_held(r, head, n_slots, w.slots);
-        s->model->backend->gather(&s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys, w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
+        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys, w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
         skv_scoring scoring = {.backend = s->model->backend, .method = &s->method, .layer = layer, .head = h, .n_kv_heads = n_kv,
                                .group = (size_t)(c->n_heads / c->n_kv_heads), .n_slots = n_slots, .n_candidates = n_slots > newest ? n_slots - newest : 0,
                                .dim = (size_t)c->head_dim, .stride = (size_t)s->cache.shape.stride, .keys = w.keys, .positions = w.positions, .sums = w.sums,
@@ -220,7 +220,7 @@ static void prune(const skv_session *s, skv_row *r) {
         const size_t n_slots = held_slots(r, h);
         bool any = false;
         if (r->held) list_held(r, h, n_slots, w.slots);
-        s->model->backend->gather(&s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions, NULL);
+        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions, NULL);
         for (size_t i = 0, sentence = 0; i < n_slots; i++) {
             if (i && w.positions[i] < w.positions[i - 1]) sentence = 0; /* slots in order of score */
             while (sentence < n && t->sentences[sentence].last < w.positions[i]) sentence++;

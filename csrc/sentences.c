@@ -119,13 +119,16 @@ skv_mark skv_tracker_read(skv_tracker *t, int32_t token, bool *inside) {
     memmove(t->recent, t->recent + 1, (SKV_WAY - 1) * sizeof *t->recent);
     t->recent[SKV_WAY - 1] = token;
     *inside = false;
-    if (ends_with(t, 0, v->n_open))
+    if (ends_with(t, 0, v->n_open)) {
         t->inside = true;
-    else if (ends_with(t, v->n_open, v->n_close))
+    } else if (ends_with(t, v->n_open, v->n_close)) {
         t->inside = false;
-    else
+        t->thought = true;
+    } else {
         *inside = t->inside;
-    t->n_thinking += *inside;
+        t->n_thinking += t->inside;
+        t->n_answer += t->thought && !t->inside;
+    }
     if (!v->flags) return SKV_MARK_ADD;
 
     if (ends_marker(t, position) && !((t->compat & SKV_COMPAT_PROMPT_MARKER) && position < t->n_prompt && t->prompt_marked)) {

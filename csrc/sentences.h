@@ -41,6 +41,8 @@ typedef struct skv_tracker {
     bool after_delimiter, marked, prompt_marked, inside;
     int32_t n_thoughts, n_thoughts_on_grid; /* N_o */
     int32_t n_thinking; /* tokens inside <think> … </think> */
+    int32_t n_answer;   /* tokens after the first </think>, outside */
+    bool thought;       /* there was a </think> */
     int32_t n_repeating; /* newest sentences in a row that each resemble an earlier one */
     skv_sentence *sentences;
     skv_penalty *penalties; /* [n_penalties] flagged sentences, as of the last comparison */

@@ -1,4 +1,4 @@
-"""The engine against its machine: read bandwidth and multiply-accumulate peak first, then prefill and decode as shares of them.
+"""The engine against its machine: read bandwidth and multiply-accumulate peak, then prefill and decode as shares of them.
 
 Every figure is a median over repeats within one run; compare ratios of one run, not runs with each other.
 """
@@ -125,10 +125,13 @@ def prefill(model: Model, n: int, cache: str, repeats: int) -> dict[str, Any]:
     c = model.config
     attention = 2 * c.n_layers * c.n_heads * c.head_dim * n * (n + 1) // 2
     macs = n * linear_weights(c, head=False) + c.vocab * c.hidden + attention
-    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": macs, "bytes": model._core.n_bytes}
+    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": macs,
+            "bytes": model._core.n_bytes}  # fmt: skip
 
 
-def decode(model: Model, rows: int, context: int, method: Method, cache: str, steps: int, repeats: int) -> dict[str, Any]:
+def decode(
+    model: Model, rows: int, context: int, method: Method, cache: str, steps: int, repeats: int
+) -> dict[str, Any]:
     """Seconds of one step of `rows` rows with `context` tokens behind them."""
     extra = steps * repeats + 1
     bench = _Bench(model, method, cache, rows, context)
@@ -138,11 +141,14 @@ def decode(model: Model, rows: int, context: int, method: Method, cache: str, st
     times = [bench.step(open_rows) for _ in range(extra - 1)]
     c, ledger = model.config, bench.session.ledger()
     slots = bench.session.state(open_rows[0])["slots"] / (c.n_layers * c.n_kv_heads)
-    read = linear_weights(c) * (2 if model.dtype == "bf16" else 4) + rows * 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots * (2 if cache == "bf16" else 4)
+    size = {"bf16": 2, "f32": 4}
+    held = 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots  # numbers of one row's keys and values
+    read = linear_weights(c) * size[model.dtype] + rows * held * size[cache]
     macs = rows * (linear_weights(c) + 2 * c.n_layers * c.n_heads * c.head_dim * slots)
     return {
-        "kind": "decode", "rows": rows, "context": context, "method": str(method), "seconds": statistics.median(times), "tokens": rows,
-        "macs": macs, "bytes": read, "evict_share": (ledger["evict_seconds"] - before) / sum(times), "peak_bytes": ledger["peak_bytes"],
+        "kind": "decode", "rows": rows, "context": context, "method": str(method), "tokens": rows,
+        "seconds": statistics.median(times), "macs": macs, "bytes": read, "peak_bytes": ledger["peak_bytes"],
+        "evict_share": (ledger["evict_seconds"] - before) / sum(times),
         "hash": hashlib.sha256(bench.logits.tobytes()).hexdigest()[:16],
     }  # fmt: skip
 
@@ -153,12 +159,10 @@ def compaction(model: Model, method: Method, cache: str, repeats: int) -> dict[s
     bench = _Bench(model, method, cache, 1, budget)
     seconds, pairs, slots = [], 0, 0
     row = bench.session.open(budget + interval * (repeats + 3), n_prompt=1)
-    fed = 0
     while len(seconds) < repeats + 1:
         n = bench.session.chunk(row, min(FORWARD_TOKENS, budget + interval))
         before, counted = bench.session.ledger()["evict_seconds"], bench.session.state(row)
         bench.session.forward(np.array([[row, n]], np.int32), bench.tokens(n))
-        fed += n
         after = bench.session.state(row)
         if after["compactions"] > counted["compactions"] and counted["compactions"]:  # from a full interval on
             seconds.append(bench.session.ledger()["evict_seconds"] - before)
@@ -172,11 +176,13 @@ def _line(r: dict[str, Any], limits: tuple[float, float]) -> str:
     if r["kind"] == "compaction":
         return (f"compaction {r['method']}: {1e3 * r['seconds']:.2f} ms for all layers at {r['slots']} slots, "
                 f"{100 * r['pairs_share']:.1f} % of the pairs looked at")  # fmt: skip
-    what = f"prefill of {r['tokens']}" if r["kind"] == "prefill" else f"decode, {r['rows']} rows, context {r['context']}, {r['method']}"
+    what = f"prefill of {r['tokens']}"
+    if r["kind"] == "decode":
+        what = f"decode, {r['rows']} rows, context {r['context']}, {r['method']}"
+    read, macs = r["bytes"] / r["seconds"], r["macs"] / r["seconds"]
     text = (
-        f"{what}: {r['tokens'] / r['seconds']:.1f} tokens/s; {r['bytes'] / r['seconds'] / 1e9:.2f} GB/s = "
-        f"{100 * r['bytes'] / r['seconds'] / limits[0]:.0f} % of bandwidth; {2 * r['macs'] / r['seconds'] / 1e9:.1f} Gflop/s = "
-        f"{100 * r['macs'] / r['seconds'] / limits[1]:.0f} % of peak"
+        f"{what}: {r['tokens'] / r['seconds']:.1f} tokens/s; {read / 1e9:.2f} GB/s = {100 * read / limits[0]:.0f} % of "
+        f"bandwidth; {2 * macs / 1e9:.1f} Gflop/s = {100 * macs / limits[1]:.0f} % of peak"
     )
     if r["kind"] == "decode":
         text += f"; cache {r['peak_bytes'] / 1e6:.1f} MB; logits {r['hash']}"
@@ -195,20 +201,26 @@ def main(args: argparse.Namespace) -> int:
     try:
         rows, contexts = ([int(x) for x in text.split(",")] for text in (args.rows, args.contexts))
     except ValueError:
-        raise ConfigError(f"rows is {args.rows!r}, contexts {args.contexts!r}; allowed: integers separated by commas") from None
+        found = f"rows is {args.rows!r}, contexts {args.contexts!r}"
+        raise ConfigError(f"{found}; allowed: integers separated by commas") from None
     if min(*rows, *contexts, args.steps, args.repeats, args.prefill) < 1:
         raise ConfigError("rows, contexts, steps, repeats and prefill: allowed: integers from 1")
-    model = random_model(args.random_weights, args.dtype, args.threads) if args.random_weights else load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+    if args.random_weights:
+        model = random_model(args.random_weights, args.dtype, args.threads)
+    else:
+        model = load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
     limits = model._core.limits(LIMIT_BYTES, model.threads)
-    head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache, "threads": model.threads,
-            "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
+    head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
+            "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
     if not args.json:
         print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
         print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s", flush=True)
     results = []
     jobs: list[Any] = [lambda: prefill(model, args.prefill, args.cache, args.repeats)]
     jobs += [
-        lambda r=r, n=n: decode(model, r, n, method, args.cache, args.steps, args.repeats) for n in contexts for r in rows
+        lambda r=r, n=n: decode(model, r, n, method, args.cache, args.steps, args.repeats)
+        for n in contexts
+        for r in rows
     ]
     if method.compacts:
         jobs.append(lambda: compaction(model, method, args.cache, args.repeats))

@@ -25,19 +25,21 @@ def parse_run(text: str) -> tuple[Any, Any]:
 
 def tiny_problems() -> list[dict[str, str]]:
     """The held-out problems that come with the model in the box: ``prompt``, ``answer``."""
-    text = (files("skipkv.tiny") / "problems.jsonl").read_text()
+    text = (files("skipkv.tiny") / "problems.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def _prompts(args: argparse.Namespace) -> list[Any]:
     texts: list[Any] = list(args.prompt or [])
     if args.prompts:
-        for number, line in enumerate(Path(args.prompts).read_text().splitlines(), 1):
+        from skipkv.compare import json_lines
+
+        for number, value in json_lines(args.prompts):
             try:
-                value = json.loads(line)
                 texts.append(value if isinstance(value, str) else value["prompt"])
-            except (ValueError, KeyError, TypeError):
-                raise ConfigError(f"{args.prompts}: line {number}: expected a JSON text or an object with a prompt") from None
+            except (KeyError, TypeError):
+                where = f"{args.prompts}: line {number}"
+                raise ConfigError(f"{where}: expected a JSON text or an object with a prompt") from None
     if args.problem is not None:
         if args.model != "tiny":
             raise ConfigError(f"problem is {args.problem}; allowed with the model tiny only, found {args.model!r}")
@@ -46,7 +48,8 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
             raise ConfigError(f"problem is {args.problem}; allowed: 0 to {len(problems) - 1}")
         texts.append(problems[args.problem]["prompt"])
     if not texts:
-        raise ConfigError("no prompt; allowed: --prompt TEXT, --prompts FILE" + (", --problem N" if args.model == "tiny" else ""))
+        more = ", --problem N" if args.model == "tiny" else ""
+        raise ConfigError(f"no prompt; allowed: --prompt TEXT, --prompts FILE{more}")
     return [[{"role": "user", "content": text}] for text in texts] if args.chat else texts
 
 
@@ -57,8 +60,9 @@ def _generate(args: argparse.Namespace) -> int:
     prompts = _prompts(args)
     model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
     options = dict(
-        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
-        n=args.n, seed=args.seed, stop=args.stop or (), rows=args.rows, memory_limit=args.memory_limit, cache=args.cache,
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+        min_p=args.min_p, n=args.n, seed=args.seed, stop=args.stop or (), rows=args.rows,
+        memory_limit=args.memory_limit, cache=args.cache,
         trace=("scores" if args.trace_scores else True) if args.trace else False, brake=args.brake,
     )  # fmt: skip
     single = len(prompts) == 1 and args.n == 1
@@ -73,7 +77,8 @@ def _generate(args: argparse.Namespace) -> int:
         outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
         for out in outs:
             if args.json:
-                shown = {k: v for k, v in dataclasses.asdict(dataclasses.replace(out, trace=None)).items() if k != "trace"}
+                shown = dataclasses.asdict(dataclasses.replace(out, trace=None))
+                del shown["trace"]
                 print(json.dumps(shown, ensure_ascii=False))
             else:
                 print(f"--- prompt {out.prompt}, sample {out.sample}\n{out.text}")
@@ -133,12 +138,16 @@ def _methods(args: argparse.Namespace) -> int:
     for name, p in PARAMETERS.items():
         default = "required" if p["default"] is None else f"default {p['default']}"
         print(f"{name:10s} {p['summary']} ({p['low']:g} to {p['high']:g}; {default})")
-    print(f"{'protect':10s} slots kept besides: none, prompt, sinks:N\n{'evict':10s} False: score and trace, drop nothing")
+    print(f"{'protect':10s} slots kept besides: none, prompt, sinks:N")
+    print(f"{'evict':10s} False: score and trace, drop nothing")
     print(f"{'compat':10s} official, or single deviations of the released code")
     return 0
 
 
-METHOD_HELP = 'what the cache keeps, e.g. "rkv:budget=1024,mix=0.07" or "skipkv:budget=512+steer:vector.safetensors,alpha=1"; skipkv methods lists them'
+METHOD_HELP = (
+    'what the cache keeps, e.g. "rkv:budget=1024,mix=0.07" or "skipkv:budget=512+steer:vector.safetensors,alpha=1"; '
+    "skipkv methods lists them"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,13 +188,14 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--stop", action="append", help="a text that ends the generation; may be given several times")
     g.add_argument("--rows", type=int, default=16, help="sequences in flight at once")
     g.add_argument("--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache")
-    g.add_argument("--brake", type=int, default=0, metavar="K", help="step in after K sentences in a row that repeat earlier ones")
+    g.add_argument("--brake", type=int, default=0, metavar="K", help="step in after K repeated sentences in a row")
     g.add_argument("--trace", metavar="FILE.npz", help="record what was kept")
     g.add_argument("--trace-scores", action="store_true", help="with every candidate's scores")
 
     b = command("bench", _bench, "Measure this machine's limits and the engine against them.")
     b.add_argument("model", nargs="?", help="a directory, a hub id, or tiny")
-    b.add_argument("--random-weights", metavar="SHAPE", help="no file: qwen2.5-0.5b, r1-distill-qwen-1.5b or smollm2-135m")
+    shapes = "qwen2.5-0.5b, r1-distill-qwen-1.5b or smollm2-135m"
+    b.add_argument("--random-weights", metavar="SHAPE", help=f"no file: {shapes}")
     b.add_argument("--dtype", default="bf16", choices=["f32", "bf16"])
     b.add_argument("--cache", default="bf16", choices=["bf16", "f32"])
     b.add_argument("--threads", type=int)
@@ -198,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--json", action="store_true")
     b.add_argument("--quiet", action="store_true")
 
-    c = command("compare", _compare, "Replay recorded texts under several methods: fidelity to the full cache without sampling.")
+    c = command("compare", _compare, "Replay recorded texts under several methods, against the full cache; no sampling.")
     model_options(c)
     c.add_argument("texts", help="JSON lines: texts, or objects with a text, or with prompt and output")
     c.add_argument("--methods", required=True, help='separated by ";", e.g. "full;rkv:budget=256"')
@@ -231,7 +241,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
     args = parser().parse_args(argv)
     try:
-        return args.function(args)
+        status = args.function(args)
+        sys.stdout.flush()  # a pipe that broke is told here, not at exit
+        return status
     except Error as error:
         print(f"skipkv: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class Fidelity:
     peak_bytes : int
         Most cache bytes of any text.
     texts, positions : int
-        Texts that were compacted (all for ``full``) and positions counted: those after a text's first compaction.
+        Texts that were compacted (all for ``full``; 0: the run never compacted) and positions counted: those after a
+        text's first compaction.
     flagged : float
         Share of the finished sentences that a later one repeats.
     """
@@ -59,10 +60,11 @@ class _Text:
     kl: float
     same: float
     n: int
+    compacted: bool
 
 
 def bootstrap(sums: Sequence[tuple[float, int]], resamples: int, seed: int) -> tuple[float, float, float]:
-    """Mean of all positions and its 95 % percentile interval, texts drawn with replacement. sums: (total, positions)."""
+    """Mean over positions and its 95 % percentile interval, texts drawn with replacement. sums: (total, positions)."""
     array = np.array(sums, np.float64).reshape(-1, 2)
     array = array[array[:, 1] > 0]
     if not len(array):
@@ -106,26 +108,31 @@ def compare(
     Returns
     -------
     list of Fidelity
-        In order of ``runs``. Positions before a text's first compaction are left out; for a run that never compacts
-        (``full``) they are all counted.
+        In order of ``runs``. Positions before a text's first compaction are left out, and texts without one; for a run
+        that never compacted (``full``, or budgets beyond every text) all of them are counted.
     """
     ids = [model.encode(text) for text in texts]
     n_prompts = [1] * len(ids) if prompts is None else list(prompts)
     if any(len(t) < 2 for t in ids):
         raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
     found: list[list[_Text]] = [[] for _ in runs]
-    peaks, compacted = [0] * len(runs), [0] * len(runs)
+    peaks = [0] * len(runs)
     sentences, flagged = [0] * len(runs), [0] * len(runs)
     with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=None if progress else True) as bar:
-        for tokens, n_prompt in zip(ids, n_prompts, strict=True):
+        for t, (tokens, n_prompt) in enumerate(zip(ids, n_prompts, strict=True)):
             after = np.array(tokens[1:])
             full = model.replay(tokens, n_prompt=n_prompt, logits=True, cache=cache)
             bar.update()
             reference = full.logits[:-1]
             best = reference.argmax(1)
             for r, (method, steering) in enumerate(runs):
-                run = model.replay(tokens, method, steering, n_prompt=n_prompt, logits=True, trace=method.compacts, cache=cache)
-                first = min((c.step for c in run.trace.compactions), default=len(tokens)) if run.trace else 0
+                run = model.replay(
+                    tokens, method, steering, n_prompt=n_prompt, sequence=(t, 0), logits=True, trace=method.compacts,
+                    cache=cache,
+                )  # fmt: skip
+                steps = run.trace.steps if run.trace else []
+                compacted = bool(steps) and steps[0] < len(tokens) - 1  # so that something came after it
+                first = steps[0] if compacted else 0
                 # The logits of position p are the first that a compaction after token p could change.
                 here, there = run.logits[first:-1], reference[first:]
                 kl = 0.0
@@ -133,36 +140,53 @@ def compare(
                     p, q = _log_softmax(there[i : i + 128]), _log_softmax(here[i : i + 128])
                     kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
                 nll = -float(log_probability(here, after[first:]).sum())
-                found[r].append(_Text(nll, kl, float((here.argmax(1) == best[first:]).sum()), len(here)))
+                same = float((here.argmax(1) == best[first:]).sum())
+                found[r].append(_Text(nll, kl, same, len(here), compacted or not method.compacts))
                 peaks[r] = max(peaks[r], run.stats["peak_bytes"])
-                compacted[r] += bool(run.stats["compactions"]) or not method.compacts
                 sentences[r] += run.stats["sentences"]
                 flagged[r] += run.stats["flagged"]
                 bar.update()
-    return [
-        Fidelity(
-            str(method) + (f"+steer:layer={steering.layer},alpha={steering.alpha:g}" if steering else ""),
-            *(bootstrap([(getattr(t, name), t.n) for t in found[r]], resamples, seed) for name in ("nll", "kl", "same")),
-            peaks[r], compacted[r], sum(t.n for t in found[r]), flagged[r] / max(1, sentences[r]),
-        )
-        for r, (method, steering) in enumerate(runs)
-    ]  # fmt: skip
+    results = []
+    for r, (method, steering) in enumerate(runs):
+        compacted_texts = [t for t in found[r] if t.compacted]
+        counted = compacted_texts or found[r]
+        name = str(method) + (f"+steer:layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
+        figures = [bootstrap([(getattr(t, f), t.n) for t in counted], resamples, seed) for f in ("nll", "kl", "same")]
+        share = flagged[r] / max(1, sentences[r])
+        results.append(Fidelity(name, *figures, peaks[r], len(compacted_texts), sum(t.n for t in counted), share))
+    return results
+
+
+def json_lines(path: str) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every line that is not blank; None where it is no JSON."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut inside of texts
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
 
 
 def read_texts(model: Model, path: str, tokens: int | None, limit: int | None) -> tuple[list[list[int]], list[int]]:
     """Ids of each text and how many are its prompt, from JSON lines: a text, {"text"}, or {"prompt", "output"}."""
+    for name, value, low in (("tokens", tokens, 2), ("limit", limit, 1)):
+        if value is not None and value < low:
+            raise ConfigError(f"{name} is {value}; allowed: integers from {low}")
     texts, prompts = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, value in json_lines(path):
         if limit is not None and len(texts) == limit:
             break
         try:
-            value = json.loads(line)
             if isinstance(value, str):
                 value = {"text": value}
             prompt, text = value.get("prompt") or "", value.get("text") or value["output"]
             if not isinstance(prompt, str) or not isinstance(text, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             expected = "a JSON text, an object with a text, or one with prompt and output"
             raise ConfigError(f"{path}: line {number}: expected {expected}") from None
         head = model.encode(prompt) if prompt else []
@@ -181,16 +205,18 @@ def table(results: Sequence[Fidelity]) -> str:
         mean, low, high = (scale * x for x in figure)
         return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    rows = [("method", "nll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions", "flagged %")]
+    rows = [("method", "nll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
+             "flagged %")]  # fmt: skip
     for f in results:
-        rows.append((f.run, cell(f.nll), cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}", str(f.texts),
-                     str(f.positions), f"{100 * f.flagged:.1f}"))  # fmt: skip
+        run = f.run if f.texts else f"{f.run} (never compacted)"
+        rows.append((run, cell(f.nll), cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}",
+                     str(f.texts), str(f.positions), f"{100 * f.flagged:.1f}"))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = (" ".join(f"{text:{width + 1}}" for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def plot(results: Sequence[Fidelity], path: str) -> None:
-    """KL divergence of every method with its interval."""
+def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -198,6 +224,12 @@ def plot(results: Sequence[Fidelity], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(results: Sequence[Fidelity], path: str) -> None:
+    """KL divergence of every method with its interval."""
+    pyplot = _pyplot()
     shown = [f for f in results if np.isfinite(f.kl[0])]
     figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(shown) + 1.2), layout="constrained")
     means = np.array([f.kl for f in shown]).reshape(-1, 3)
@@ -215,9 +247,16 @@ def main(args: argparse.Namespace) -> int:
     from skipkv.model import load
 
     runs = [parse_run(text.strip()) for text in args.methods.split(";") if text.strip()]
+    if not runs:
+        raise ConfigError(f"methods is {args.methods!r}; allowed: methods separated by \";\"")
+    if args.plot:
+        _pyplot()  # refused now, not after the work
     model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
     texts, prompts = read_texts(model, args.texts, args.tokens, args.limit)
-    results = compare(model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed, progress=not args.quiet)
+    results = compare(
+        model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed,
+        progress=not args.quiet,
+    )  # fmt: skip
     print(json.dumps([asdict(f) for f in results]) if args.json else table(results))
     if args.plot:
         plot(results, args.plot)

@@ -18,13 +18,14 @@ import numpy as np
 
 from skipkv import _skipkv
 from skipkv.errors import CapacityError, ConfigError
-from skipkv.methods import Method
+from skipkv.methods import SUMS, Method
 from skipkv.steering import Steering
 from skipkv.trace import Compaction, Trace
 
 if TYPE_CHECKING:
     from skipkv.model import Model
 
+PAGE = 64  # slots
 FORWARD_TOKENS = 512  # of one forward: long prompts are fed in chunks beside the rows that decode
 
 
@@ -69,8 +70,9 @@ class Stats:
 
     Attributes
     ----------
-    prompt_tokens, new_tokens, thinking_tokens : int
-        The last new token is not fed; thinking: fed inside ``<think> … </think>``.
+    prompt_tokens, new_tokens : int
+    thinking_tokens, answer_tokens : int
+        Fed inside ``<think> … </think>``, and after it; the last new token is not fed.
     seconds : float
         From the row's opening to its end; rows of a batch share the machine.
     live_bytes, peak_bytes, full_bytes : int
@@ -96,6 +98,7 @@ class Stats:
     prompt_tokens: int
     new_tokens: int
     thinking_tokens: int
+    answer_tokens: int
     seconds: float
     live_bytes: int
     peak_bytes: int
@@ -183,23 +186,35 @@ class Request:
 
 
 class Interrupt:
-    """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises."""
+    """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises.
+
+    Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
+    """
 
     def __enter__(self) -> Interrupt:
-        self.seen = False
+        self.seen = self._over = False
         self._previous = None
-        if threading.current_thread() is threading.main_thread():
+        previous = signal.getsignal(signal.SIGINT)
+        # Where SIGINT is ignored, or kills the process, it stays so.
+        if callable(previous) and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.seen:
+        if self._over:
+            self._previous(number, frame)
+        elif self.seen:
             raise KeyboardInterrupt
         self.seen = True
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._over = True
+        handler = signal.getsignal(signal.SIGINT)
+        if handler != self._note or threading.current_thread() is not threading.main_thread():
+            return
+        while isinstance(of := getattr(handler, "__self__", None), Interrupt) and of._over:
+            handler = of._previous
+        signal.signal(signal.SIGINT, handler)
 
 
 @dataclass(eq=False)
@@ -222,6 +237,8 @@ class _Row:
     forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
     braked: int = 0
     brake_level: int = 0
+    repeating: int = 0  # when the brake last looked
+    thinking: int = 0
 
 
 class Run:
@@ -232,7 +249,7 @@ class Run:
         self.config = model.config
         shape = (self.config.n_layers, self.config.n_kv_heads)
         # One row more than asked for, where samples are forked: the prompt waits in it.
-        n_rows = request.rows + (request.n > 1)
+        n_rows = max(1, min(request.rows, len(request.prompts) * request.n)) + (request.n > 1)
         self.session = _skipkv.Session(
             model._core, rows=n_rows, tokens=max(FORWARD_TOKENS, n_rows), cache=request.cache, threads=model.threads,
             memory_limit=request.memory_limit or (1 << 62), method=request.method.as_dict(shape),
@@ -274,13 +291,23 @@ class Run:
             wrong = [t for t in prompt if not 0 <= t < self.config.vocab]
             if wrong:
                 raise ConfigError(f"prompt {i} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
-            if len(prompt) > self.config.context:
-                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {self.config.context}")
+            context, limit, steering = self.config.context, request.memory_limit, request.steering[i]
+            if len(prompt) > context:
+                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
+            if steering:
+                self._check_steering(steering)
             request.method.check_prompt(len(prompt), self.reserves[i])
-            if request.memory_limit:
-                need = self.session.row_bytes(request.capacity(i, self.config.context), len(prompt))
-                if need > request.memory_limit:
-                    raise CapacityError(f"prompt {i} needs {need} bytes of cache; memory_limit is {request.memory_limit}")
+            if limit:
+                need = self.session.row_bytes(request.capacity(i, context), len(prompt))
+                if need > limit:
+                    raise CapacityError(f"prompt {i} needs {need} bytes of cache; memory_limit is {limit}")
+
+    def _check_steering(self, steering: Steering) -> None:
+        hidden, n_layers = self.config.hidden, self.config.n_layers
+        if len(steering.vector) != hidden:
+            raise ConfigError(f"steering vector: expected shape [{hidden}], found [{len(steering.vector)}]")
+        if steering.layer >= n_layers:
+            raise ConfigError(f"steering layer is {steering.layer}; allowed: 0 to {n_layers - 1}")
 
     # -- rows
 
@@ -339,7 +366,8 @@ class Run:
                     return  # a row that ends makes room
                 if template is None:
                     raise
-                # Prompt and copy do not fit together: the prompt's row becomes its last sample, the others are prefilled again.
+                # Prompt and copy do not fit together: the prompt's row becomes its last sample, the others are
+                # prefilled again.
                 last = max(s for p, s in self.queue if p == template.prompt)
                 self.active.append(self._from_template(template, template.number, last))
                 self.queue.remove((template.prompt, last))
@@ -378,11 +406,9 @@ class Run:
         ready = [i for i, (row, _) in enumerate(spans) if row.fed == len(row.ids) and not row.template]
         if not ready:
             return
-        sampling = self.request.sampling
+        s = self.request.sampling
         sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
-        chosen = self.session.sample(
-            logits[ready], sequences, sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-        )
+        chosen = self.session.sample(logits[ready], sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
         for i, token in zip(ready, chosen.tolist(), strict=True):
             row = spans[i][0]
             yield self._accept(row, row.forced.popleft() if row.forced else token)
@@ -406,10 +432,15 @@ class Run:
             row.compactions.append(Compaction(step, layer, head, before, kept, scores))
 
     def _brake(self, row: _Row) -> None:
-        """After k sentences in a row that each repeat an earlier one, steer as hard as allowed; after 2k end the thinking."""
-        k, repeating = self.request.brake, self.session.state(row.number)["repeating"]
-        level = 2 if repeating >= 2 * k else 1 if repeating >= k else 0
-        if level <= row.brake_level:
+        """After k sentences in a row that each repeat an earlier one, steer to the utmost; after 2k end thinking."""
+        k, state = self.request.brake, self.session.state(row.number)
+        repeating, thinks = state["repeating"], state["thinking_tokens"] > row.thinking
+        row.thinking = state["thinking_tokens"]
+        # A prompt that repeats itself is no loop, until what is generated goes on repeating.
+        news = repeating != row.repeating and row.fed > row.n_prompt
+        row.repeating = repeating
+        level = 2 if repeating >= 2 * k and thinks else 1 if repeating >= k else 0
+        if not news or level <= row.brake_level:
             return
         row.braked = row.braked or row.fed
         self.session.brake(row.number)
@@ -471,10 +502,14 @@ class Run:
         state, ledger, config = self.session.state(row.number), self.session.ledger(), self.config
         n_heads = config.n_layers * config.n_kv_heads
         full = self.request.full_length
+        # A full cache keeps no sums of attention: a float32 of every slot of a page.
+        page = ledger["page_bytes"] - (4 * PAGE if self.request.method.needs & SUMS else 0)
         return Stats(
-            prompt_tokens=row.n_prompt, new_tokens=len(row.ids) - row.n_prompt, thinking_tokens=state["thinking_tokens"],
-            seconds=time.perf_counter() - row.begun, live_bytes=state["live_bytes"], peak_bytes=state["peak_bytes"],
-            full_bytes=-(-row.fed // 64) * n_heads * ledger["page_bytes"], pool_bytes=ledger["pool_bytes"],
+            prompt_tokens=row.n_prompt, new_tokens=len(row.ids) - row.n_prompt,
+            thinking_tokens=state["thinking_tokens"], answer_tokens=state["answer_tokens"],
+            seconds=time.perf_counter() - row.begun,
+            live_bytes=state["live_bytes"], peak_bytes=state["peak_bytes"],
+            full_bytes=-(-row.fed // PAGE) * n_heads * page, pool_bytes=ledger["pool_bytes"],
             pool_peak_bytes=ledger["peak_bytes"], compactions=state["compactions"], evicted=state["evicted"],
             pairs=state["pairs"], compression=state["slots"] / max(1, row.fed * n_heads),
             compression_of_full=state["slots"] / (full * n_heads) if full else None, sentences=state["sentences"],
@@ -485,8 +520,9 @@ class Run:
         texts = self.model.tokenizer.token_texts if self.model.tokenizer else None
         steering = self.request.steering[row.prompt]
         sampling = self.request.sampling
-        settings = {"model": self.model.name, "prompt": row.prompt, "sample": row.sample, "seed": sampling.seed,
-                    "temperature": sampling.temperature, "steering": steering.describe() if steering else None}  # fmt: skip
+        settings = {"model": self.model.name, "prompt": row.prompt, "sample": row.sample, "seed": int(sampling.seed),
+                    "temperature": float(sampling.temperature),
+                    "steering": steering.describe() if steering else None}  # fmt: skip
         return Trace(
             list(row.ids), [texts[i] if texts else str(i) for i in row.ids], row.n_prompt, self.config.n_layers,
             self.config.n_kv_heads, str(self.request.method), row.compactions, self.session.sentences(row.number)[0],
@@ -501,13 +537,16 @@ class Run:
             yield Event(row.prompt, row.sample, None, text, self._finish(row, "interrupted"))
         for prompt, sample in self.queue:
             ids = self.request.prompts[prompt]
-            self.outputs[prompt, sample] = Generation("", [], "interrupted", list(ids), prompt, sample)
+            generation = Generation("", [], "interrupted", list(ids), prompt, sample)
+            self.outputs[prompt, sample] = generation
+            yield Event(prompt, sample, None, "", generation)
 
     def _warn(self) -> None:
         stats = [g.stats for g in self.outputs.values() if g.stats]
         if self.request.method.compacts and stats and not any(s.compactions for s in stats):
             longest = max(s.prompt_tokens + s.new_tokens for s in stats)
-            warnings.warn(f"{self.request.method} never compacted: the longest of {len(stats)} rows has {longest} tokens", stacklevel=4)  # fmt: skip
+            text = f"{self.request.method} never compacted: the longest of {len(stats)} rows has {longest} tokens"
+            warnings.warn(text, stacklevel=4)
         steered = [g for g in self.outputs.values() if g.stats and self.request.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.request.steering[steered[0].prompt].scope

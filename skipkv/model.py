@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,10 @@ def _threads(threads: int | None) -> int:
 
 def _bind(core: _skipkv.Model, checkpoint: Checkpoint, threads: int, progress: bool) -> None:
     """Pack tensor by tensor; the mapped pages of each are given back at once."""
-    with tqdm(total=checkpoint.n_bytes, unit="B", unit_scale=True, desc=checkpoint.name, leave=False, disable=None if progress else True) as bar:  # fmt: skip
+    quiet = None if progress else True
+    with tqdm(
+        total=checkpoint.n_bytes, unit="B", unit_scale=True, desc=checkpoint.name, leave=False, disable=quiet
+    ) as bar:
         for name, tensor in checkpoint.tensors.items():
             core.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.view(name), threads)
             checkpoint.release(name)
@@ -170,7 +174,8 @@ class Model:
         official = method.compat == "official"
         if official not in self._vocabularies:
             kind = "official" if official else "auto"
-            self._vocabularies[official] = sentences.vocabulary(self.tokenizer, self.config.vocab, kind, kind) if self.tokenizer else None  # fmt: skip
+            tokenizer, vocab = self.tokenizer, self.config.vocab
+            self._vocabularies[official] = sentences.vocabulary(tokenizer, vocab, kind, kind) if tokenizer else None
         return self._vocabularies[official]
 
     @property
@@ -207,6 +212,8 @@ class Model:
     def _prompts(self, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
         if isinstance(prompts, str) or _is_ids(prompts) or _is_chat(prompts):
             return [self.encode(prompts)]
+        if isinstance(prompts, (dict, bytes)) or not isinstance(prompts, Iterable):
+            raise ConfigError(f"prompts is {prompts!r:.80}; allowed: a text, token ids, messages, or many of them")
         return [self.encode(prompt) for prompt in prompts]
 
     # -- generate
@@ -276,7 +283,8 @@ class Model:
         Returns
         -------
         list of Generation
-            In order of prompt, then sample. After Ctrl-C what is done, with ``finish_reason="interrupted"`` for the rest.
+            In order of prompt, then sample. After Ctrl-C what is done, with ``finish_reason="interrupted"`` for the
+            rest.
 
         Raises
         ------
@@ -306,7 +314,13 @@ class Model:
                 raise
         return run.results()
 
-    def stream(self, prompts: Prompt | Iterable[Prompt], method: str | Method | None = None, steering: Any = None, **options: Any) -> Iterator[Event]:  # fmt: skip
+    def stream(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        method: str | Method | None = None,
+        steering: Any = None,
+        **options: Any,
+    ) -> Iterator[Event]:
         """As `generate`, but yields every piece of text as it comes; the last of each sequence holds its Generation.
 
         Parameters
@@ -318,17 +332,21 @@ class Model:
         ------
         Event
         """
-        sampling = {k: options.pop(k) for k in ("temperature", "top_k", "top_p", "min_p", "seed") if k in options}
+        names = ("temperature", "top_k", "top_p", "min_p", "seed")
+        sampling = {k: options.pop(k) for k in names if k in options}
         options.pop("progress", None)
         defaults = {"max_new_tokens": 4096, "stop": (), "stop_ids": None, "n": 1, "rows": 16, "memory_limit": None,
                     "trace": False, "cache": "bf16", "grouping": False, "padding": "none", "full_length": None,
                     "brake": 0}  # fmt: skip
         unknown = options.keys() - defaults.keys()
         if unknown:
-            raise ConfigError(f"option {min(unknown)!r} is unknown; allowed: {', '.join(defaults)}")
-        return Run(self, self._request(prompts, method, steering, sampling=Sampling(**sampling), **(defaults | options))).events()
+            raise ConfigError(f"option {min(unknown)!r} is unknown; allowed: {', '.join([*defaults, *names])}")
+        request = self._request(prompts, method, steering, sampling=Sampling(**sampling), **(defaults | options))
+        return Run(self, request).events()
 
-    def _request(self, prompts: Any, method: Any, steering: Any, *, stop: Any, stop_ids: Any, trace: Any, **o: Any) -> Request:
+    def _request(
+        self, prompts: Any, method: Any, steering: Any, *, stop: Any, stop_ids: Any, trace: Any, **o: Any
+    ) -> Request:
         for name in ("max_new_tokens", "n", "rows"):
             _integer(name, o[name], 1)
         _integer("brake", o["brake"], 0)
@@ -336,14 +354,23 @@ class Model:
             _integer("memory_limit", o["memory_limit"], 1, 1 << 62)
         _one_of("cache", o["cache"], ("bf16", "f32"))
         _one_of("padding", o["padding"], ("none", "reserve"))
+        _one_of("grouping", o["grouping"], (False, True))
         _one_of("trace", trace, (False, True, "scores"))
-        if o["brake"] and self.tokenizer is None:
-            raise ConfigError("brake needs a tokenizer, which this model has not")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        length = o["full_length"]
+        if length is not None and (isinstance(length, bool) or not isinstance(length, Real) or not 0 < length < 2**31):
+            raise ConfigError(f"full_length is {length!r}; allowed: numbers above 0")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
         if any(not isinstance(s, str) or not s for s in stops):
             raise ConfigError(f"stop is {stop!r}; allowed: texts that are not empty")
+        for name, wanted in (("brake", o["brake"]), ("stop", stops)):
+            if wanted and self.tokenizer is None:
+                raise ConfigError(f"{name} needs a tokenizer, which this model has not")
+        if stop_ids is not None:
+            many = list(stop_ids) if isinstance(stop_ids, Iterable) else [stop_ids]
+            stop_ids = [_integer("stop_ids", i, 0, self.config.vocab - 1) for i in many]
         encoded = self._prompts(prompts)
-        per_prompt = [steering] * len(encoded) if steering is None or isinstance(steering, Steering) else list(steering)
+        one = steering is None or isinstance(steering, Steering) or not isinstance(steering, Iterable)
+        per_prompt = [steering] * len(encoded) if one else list(steering)
         if len(per_prompt) != len(encoded) or any(s is not None and not isinstance(s, Steering) for s in per_prompt):
             raise ConfigError(f"steering: expected a Steering, or one or None for each of {len(encoded)} prompts")
         return Request(
@@ -354,7 +381,10 @@ class Model:
 
     # -- teacher forcing
 
-    def _session(self, capacity: int, method: Method, cache: str, trace: int = 0, tokens: int = FORWARD_TOKENS) -> _skipkv.Session:
+    def _session(
+        self, capacity: int, method: Method, cache: str, trace: int = 0, tokens: int = FORWARD_TOKENS
+    ) -> _skipkv.Session:
+        _one_of("cache", cache, ("bf16", "f32"))
         return _skipkv.Session(
             self._core, rows=1, tokens=max(1, min(tokens, capacity)), cache=cache, threads=self.threads, trace=trace,
             method=method.as_dict((self.config.n_layers, self.config.n_kv_heads)),
@@ -370,7 +400,14 @@ class Model:
             raise ConfigError(f"text holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
         return ids.astype(np.int32)
 
-    def _feed(self, session: _skipkv.Session, row: int, ids: np.ndarray, step: Callable[[int, np.ndarray], None], limit: int) -> None:
+    def _feed(
+        self,
+        session: _skipkv.Session,
+        row: int,
+        ids: np.ndarray,
+        step: Callable[[int, np.ndarray], None],
+        limit: int,
+    ) -> None:
         """Feed all ids in the largest chunks allowed; ``step(first, ids)`` does the forward."""
         first = 0
         while first < len(ids):
@@ -401,7 +438,9 @@ class Model:
         self._feed(session, row, ids, step, FORWARD_TOKENS)
         return out
 
-    def hidden(self, tokens: Prompt, layers: Sequence[int], *, positions: Sequence[int] | None = None, cache: str = "f32") -> np.ndarray:
+    def hidden(
+        self, tokens: Prompt, layers: Sequence[int], *, positions: Sequence[int] | None = None, cache: str = "f32"
+    ) -> np.ndarray:
         """Hidden states of a text.
 
         Parameters
@@ -419,7 +458,8 @@ class Model:
         """
         ids = self._ids(tokens)
         wanted = np.array([_integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
-        where = np.arange(len(ids)) if positions is None else np.array([_integer("positions", p, 0, len(ids) - 1) for p in positions], np.int64)
+        chosen = range(len(ids)) if positions is None else positions
+        where = np.array([_integer("positions", p, 0, len(ids) - 1) for p in chosen], np.int64)
         session = self._session(len(ids), parse_method(None), cache)
         row = session.open(len(ids))
         out = np.empty((len(wanted), len(where), self.config.hidden), np.float32)
@@ -440,6 +480,7 @@ class Model:
         steering: Steering | None = None,
         *,
         n_prompt: int = 1,
+        sequence: tuple[int, int] = (0, 0),
         logits: bool = False,
         trace: bool | str = False,
         cache: str = "bf16",
@@ -453,6 +494,8 @@ class Model:
             As for `generate`.
         n_prompt : int
             How many of the tokens are the prompt.
+        sequence : (int, int)
+            Index of the prompt and of its sample that are replayed; ``random`` scores by them.
         logits : bool
             Return the logits of every position, too.
         trace : bool or "scores"
@@ -465,13 +508,20 @@ class Model:
         ids = self._ids(tokens)
         _integer("n_prompt", n_prompt, 1, len(ids))
         _one_of("trace", trace, (False, True, "scores"))
+        if steering is not None and not isinstance(steering, Steering):
+            raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
+        prompt, sample = (_integer("sequence", i, 0) for i in sequence)
         method = parse_method(method)
         session = self._session(len(ids), method, cache, {False: 0, True: 1, "scores": 2}[trace], LOGIT_TOKENS)
-        row = session.open(len(ids), n_prompt=n_prompt, steering=steering.as_tuple() if steering else None)
+        row = session.open(
+            len(ids), n_prompt=n_prompt, prompt=prompt, sample=sample,
+            steering=steering.as_tuple() if steering else None,
+        )  # fmt: skip
         logprobs = np.empty(len(ids) - 1)
         kept = np.empty((len(ids), self.config.vocab), np.float32) if logits else None
         buffer = np.empty((min(LOGIT_TOKENS, len(ids)), self.config.vocab), np.float32)
         alphas: dict[int, float] = {}
+        held: list[tuple[int, int]] = []  # bytes after each compaction
 
         def step(first: int, part: np.ndarray) -> None:
             out = buffer[: len(part)] if kept is None else kept[first : first + len(part)]
@@ -479,6 +529,9 @@ class Model:
             alphas.update((first + index, alpha) for index, alpha in steered)
             after = ids[first + 1 : first + len(part) + 1]
             logprobs[first : first + len(after)] = log_probability(out[: len(after)], after)
+            state = session.state(row)
+            if state["compactions"] > len(held):
+                held.append((state["n_tokens"], state["live_bytes"]))
 
         self._feed(session, row, ids, step, LOGIT_TOKENS)
         found = None
@@ -488,7 +541,8 @@ class Model:
             settings = {"model": self.name, "steering": steering.describe() if steering else None, "replay": True}
             found = Trace(
                 ids.tolist(), [texts[i] if texts else str(i) for i in ids], n_prompt, self.config.n_layers,
-                self.config.n_kv_heads, str(method), compactions, session.sentences(row)[0], alphas, [], settings,
+                self.config.n_kv_heads, str(method), compactions, session.sentences(row)[0], alphas, held,
+                settings,
             )  # fmt: skip
         return Replay(logprobs, kept, session.state(row) | {"evict_seconds": session.ledger()["evict_seconds"]}, found)
 
@@ -505,7 +559,9 @@ def log_probability(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in value)
+    return isinstance(value, (list, tuple)) and bool(value) and all(
+        isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in value
+    )  # fmt: skip
 
 
 def _is_chat(value: Any) -> bool:

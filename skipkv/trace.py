@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,10 +106,11 @@ class Trace:
             "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
         }  # fmt: skip
         names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
+        index = [(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions]
         arrays = {
             "head": np.array(json.dumps(head)),
             "tokens": np.array(self.tokens, np.int32),
-            "index": np.array([(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions], np.int32).reshape(-1, 5),
+            "index": np.array(index, np.int32).reshape(-1, 5),
             "kept": _join([c.kept for c in self.compactions], np.int32),
             "n_scores": np.array([len(c.scores["score"]) if c.scores else 0 for c in self.compactions], np.int32),
         }  # fmt: skip
@@ -134,20 +136,49 @@ class Trace:
                 raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
             names = [name for name in SCORES if name in arrays]
             index, n_scores = arrays["index"], arrays["n_scores"]
-            kept = np.split(arrays["kept"], np.cumsum(index[:, 4])[:-1]) if len(index) else []
-            scores = {name: np.split(arrays[name], np.cumsum(n_scores)[:-1]) if len(index) else [] for name in names}
+            _check(head, arrays, names)
+            kept = _split(arrays["kept"], index[:, 4])
+            scores = {name: _split(arrays[name], n_scores) for name in names}
             compactions = [
-                Compaction(*map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None)
+                Compaction(
+                    *map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None
+                )
                 for i in range(len(index))
-            ]  # fmt: skip
+            ]
             return cls(
                 arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
                 head["method"], compactions, [tuple(s) for s in head["sentences"]],
                 {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
                 head["settings"],
             )  # fmt: skip
-        except (KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, EOFError,
+            zipfile.BadZipFile, zlib.error,
+        ) as error:  # fmt: skip
             raise Error(f"{path}: expected a skipkv trace, found something else ({error})") from None
+
+
+def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]) -> None:
+    """What would otherwise be read as something else; ValueError."""
+    index, n_scores, tokens = arrays["index"], arrays["n_scores"], arrays["tokens"]
+    integers = (("tokens", "i", 1), ("index", "i", 2), ("kept", "i", 1), ("n_scores", "i", 1))
+    for name, kind, n_axes in (*integers, *((name, "f", 1) for name in names)):
+        if arrays[name].dtype.kind != kind or arrays[name].ndim != n_axes:
+            raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+    if index.shape[1] != 5 or len(n_scores) != len(index) or index.min(initial=0) < 0 or n_scores.min(initial=0) < 0:
+        raise ValueError(f"index is {list(index.shape)}, n_scores {list(n_scores.shape)}")
+    for name, counts in (("kept", index[:, 4]), *((name, n_scores) for name in names)):
+        if len(arrays[name]) != counts.sum():
+            raise ValueError(f"{name} holds {len(arrays[name])} numbers, expected {counts.sum()}")
+    if len(head["texts"]) != len(tokens) or not all(isinstance(text, str) for text in head["texts"]):
+        raise ValueError(f"{len(head['texts'])} texts, {len(tokens)} tokens")
+    wrong = [name for name in ("n_prompt", "n_layers", "n_kv_heads") if not isinstance(head[name], int)]
+    if wrong or not isinstance(head["method"], str) or not isinstance(head["settings"], dict):
+        raise ValueError(f"{wrong[0] if wrong else 'method or settings'} is of the wrong type")
+
+
+def _split(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    return np.split(array, np.cumsum(counts)[:-1]) if len(counts) else []
 
 
 def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

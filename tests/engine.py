@@ -1,9 +1,9 @@
 """What the tests of the engine share: tiny models of any family beside their reference, a vocabulary, and runs of both.
 
-    model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
-    session = open_session(model, method)
-    logits, alphas = replay(session, session.open(200, n_prompt=30), tokens)
-    want, row = reference_run(decoder, method, tokens, 30)
+model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
+session = open_session(model, method)
+logits, alphas = replay(session, session.open(200, n_prompt=30), tokens)
+want, row = reference_run(decoder, method, tokens, 30)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 EVICTING = [name for name, row in methods.TABLE.items() if row["needs"] & methods.COMPACTS]
 ALL = list(methods.TABLE)
 
-# Delimiters, markers (whole and in pieces), blank lines that close nothing, and think markers of one and of three tokens.
+# Delimiters, markers (whole and in pieces), blank lines that close nothing, think markers of one and of three tokens.
 TEXTS = ["\n", ".\n\n", " Wait", "Alter", "natively", "a", "ga", "in", " again", ":\n", ":\n\n", "<think>", "</think>",
          "<th", "ink", ">", "</th", " ", "wait", ".\n", "A", "\n\n", " a", "alternatively "]  # fmt: skip
 TEXTS += [f" w{i}" for i in range(40 - len(TEXTS))]
@@ -52,14 +52,20 @@ SHAPES = {}  # (n_layers, n_kv_heads) of the models built
 
 
 @functools.cache
-def build(family="llama", n_kv=2, group=2, variant=None, seed=0, **changes):
-    """(model, decoder) with the same random float32 weights; biases and norms too."""
+def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, **changes):
+    """(model, decoder) with the same random float32 weights; biases and norms too.
+
+    damp: of what the blocks add to the residual stream. Near 0 a token's final state is its embedding's, so that equal
+    sentences have equal vectors wherever they stand.
+    """
     c = config(family, n_kv, group, **changes)
     rng = np.random.default_rng(seed)
     model, weights = _skipkv.Model(c, "f32", variant), {}
     SHAPES[model] = c["n_layers"], c["n_kv_heads"]
     for name, shape, _ in _skipkv.tensors(c):
         weights[name] = rng.normal(1.0 * ("norm" in name), 0.2, shape).astype(np.float32)
+        if "o_proj" in name or "down_proj" in name:
+            weights[name] *= np.float32(damp)
         model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
     return model, reference.Decoder(c, weights)
 
@@ -184,7 +190,7 @@ def sentences_text(n, seed, first=(), marked=True):
 
 
 def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
-    """"equal", "tie" (exact, but for the reference's own float64 rounding), "near" or "different"."""
+    """ "equal", "tie" (exact, but for the reference's own float64 rounding), "near" or "different"."""
     if np.array_equal(kept, selection.kept[head]):
         return "equal"
     if reference.near_tie(selection, head, kept, rtol=1e-12):
@@ -200,13 +206,11 @@ def close(got, want, rtol, atol=0.0):
     return float((np.abs(got - want) / (atol + rtol * np.abs(want) + 1e-30)).max(initial=0.0))
 
 
-
-
 def captured(model, method, records, tokens, *, row, **options):
     """The same run with its kept sets given: what stood before the core at every compaction, and the logits.
 
-    A custom score that is 1 where `records` (a trace) has the slot as kept repeats the run, bit for bit, and sees the
-    stored keys, the queries and the sums that decided.
+    A custom score that is above 0 where `records` (a trace) has the slot as kept repeats the run, bit for bit, and sees
+    the stored keys, the queries and the sums that decided.
     """
     seen, todo = [], iter(records)
 
@@ -214,11 +218,13 @@ def captured(model, method, records, tokens, *, row, **options):
         _, _, layer, head, _, kept, _ = next(todo)
         assert (c.layer, c.head) == (layer, head)
         seen.append(c)
-        return np.isin(c.positions[: c.n_candidates], kept).astype(np.float32)
+        rank = {position: len(kept) - place for place, position in enumerate(kept.tolist())}  # keeps their order, too
+        return [rank.get(position, 0) for position in c.positions[: c.n_candidates].tolist()]
 
     twin = Custom(
         score, ["queries", "sums", "penalties"], budget=method.budget, interval=method.interval, tau=method.tau,
         window=getattr(method, "window", 1), protect=method.protect, evict=method.evict,
+        compat=method.compat,
     )  # fmt: skip
     session = open_session(model, twin, **options)
     return seen, replay(session, session.open(len(tokens), **row), tokens)[0]

@@ -27,7 +27,7 @@ COUNTS = Counter()  # what became of every selection, by METHOD §9's rule
 def near_ties_are_rare():
     yield
     total = sum(COUNTS.values())
-    assert COUNTS["near"] <= 0.001 * total, COUNTS
+    assert COUNTS["near"] <= max(2, 0.001 * total), COUNTS  # of less than 2000, 2 say nothing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,8 +70,10 @@ def layers(draw, name):
     queries = rng.normal(size=(n_kv * group, draw(st.sampled_from([window, window + 3, 1])), dim))
     if kind in EXACT:
         queries = np.sign(queries)
-    own = draw(st.booleans())  # positions of their own, with gaps, per head
-    positions = np.sort([rng.choice(4 * n_slots, n_slots, replace=False) for _ in range(n_kv)]) if own else None
+    positions = np.sort([rng.choice(4 * n_slots, n_slots, replace=False) for _ in range(n_kv)])  # with gaps, per head
+    if name == "h2o-last":  # its heads hold the same positions
+        positions = positions[0]
+    positions = draw(st.sampled_from([None, positions]))
     budgets = st.sampled_from([b for b in (12, 20, 31, 59, 60, 61, window + 2) if b > window])
     budget = draw(budgets if name == "h2o-last" else st.one_of(budgets, st.tuples(*[budgets] * n_kv)))
     reference_name = "skipkv" if name == "custom" else name
@@ -99,7 +101,8 @@ def test_matrix_select_equals_the_reference(name, data):
     method, keys, queries, more = data.draw(layers(name))
     n_kv, n_slots = keys.shape[:2]
     got = select(method, keys, queries, **more)
-    m = {key: value for key, value in vars(method).items() if key in ("window", "mix", "kernel", "sinks", "protect", "seed")}
+    known = ("window", "mix", "kernel", "sinks", "protect", "seed")
+    m = {key: value for key, value in vars(method).items() if key in known}
     want = reference.select("skipkv" if name == "custom" else name, keys, queries, budget=method.budget, **m, **more)
     budgets = np.broadcast_to(method.budget, n_kv)
     for h in range(n_kv):
@@ -115,7 +118,8 @@ def test_matrix_select_equals_the_reference(name, data):
             terms = want.importance[h] + want.redundancy[h] + (0 if want.penalty is None else want.penalty[h])
         assert len(score) == len(terms) and (np.abs(score - want.score[h]) <= 1e-5 * np.abs(terms) + 1e-30).all()
         # The rule of the choice itself, on the core's own float32 scores: exact.
-        where = np.arange(n_slots) if more["positions"] is None else more["positions"][h]
+        where = np.arange(n_slots) if more["positions"] is None else more["positions"]
+        where = np.broadcast_to(where, (n_kv, n_slots))[h]
         below = max(protected_below(method.protect, more["prompt"]), getattr(method, "sinks", 0))
         protected = (where < below) | (np.arange(n_slots) >= len(score))
         everywhere = np.concatenate([score, np.zeros(n_slots - len(score))]).astype(np.float64)
@@ -177,9 +181,8 @@ def test_more_noise_when_more_is_random():
 # segment and flag_repeats
 
 IDS = st.lists(st.integers(0, len(TEXTS) - 1), max_size=60)
-DELIMITERS = [i for i, text in enumerate(TEXTS) if text.endswith("\n")]
-PIECES = ["alt", "ernat", "ively", "Alternat", " ", "  ", "Wai", "t", "aga", "in", "i", "n", "\n", ".\n\n", ":\n", ": \n", "x",
-          "Wait", " Again", "again "]  # fmt: skip
+PIECES = ["alt", "ernat", "ively", "Alternat", " ", "  ", "Wai", "t", "aga", "in", "i", "n", "\n", ".\n\n", ":\n", ": \n",
+          "x", "Wait", " Again", "again "]  # fmt: skip
 
 
 def assert_same_sentences(got, want):
@@ -203,7 +206,9 @@ def test_markers_in_pieces_equal_the_reference(texts):
 
 
 @SETTINGS
-@given(IDS, st.sets(st.sampled_from(range(len(TEXTS)))), st.sets(st.sampled_from(range(len(TEXTS)))), st.integers(0, 60))
+@given(
+    IDS, st.sets(st.sampled_from(range(len(TEXTS)))), st.sets(st.sampled_from(range(len(TEXTS)))), st.integers(0, 60)
+)
 def test_segment_by_ids_and_the_official_rules(ids, delimiters, markers, n_prompt):
     texts, chosen = [TEXTS[i] for i in ids], {"delimiters": delimiters, "markers": markers}
     assert_same_sentences(skipkv.segment(ids, texts, **chosen), reference.segment(ids, texts, **chosen))
@@ -222,11 +227,17 @@ def test_compat_empty_sentences_and_prompt_marker_one_by_one():
     assert found(None) == ([[0, 3], [4, 5], [6, 7]], [1, 1, 0])
     assert found("empty-sentences") == ([[0, 2], [3, 3], [4, 5], [6, 7]], [1, 0, 1, 0])
     assert found("prompt-marker") == ([[0, 3], [4, 5], [6, 7]], [1, 0, 0])
-    assert found(["prompt-marker", "empty-sentences"]) == found("official") == ([[0, 2], [3, 3], [4, 5], [6, 7]], [1, 0, 0, 0])
+    both = ([[0, 2], [3, 3], [4, 5], [6, 7]], [1, 0, 0, 0])
+    assert found(["prompt-marker", "empty-sentences"]) == found("official") == both
 
 
 @SETTINGS
-@given(st.integers(0, 2**32), st.integers(0, 30), st.sampled_from([1, 3, 32, 70]), st.sampled_from([0.95, 0.5, 0.0, -1.0, 1.01]))
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 30),
+    st.sampled_from([1, 3, 32, 70]),
+    st.sampled_from([0.95, 0.5, 0.0, -1.0, 1.01]),
+)
 def test_flags_equal_the_reference(seed, n, dim, tau):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, dim))
@@ -239,7 +250,8 @@ def test_flags_equal_the_reference(seed, n, dim, tau):
     if np.abs(pairs - tau).min(initial=1) < 1e-6:
         return  # §9: such a cosine may fall either way (dimension 1 at τ = ±1)
     for compat, official in ((None, None), ("latest-flag", "official"), ("official", "official")):
-        got, want = skipkv.flag_repeats(vectors, tau, compat=compat), reference.flag_repeats(vectors, tau, compat=official)
+        got = skipkv.flag_repeats(vectors, tau, compat=compat)
+        want = reference.flag_repeats(vectors, tau, compat=official)
         assert got.dtype == np.float32
         # λ to 1e-5 relative; a sum of up to 70 products near 0 has an absolute error instead
         assert engine.close(got, want, 1e-5, 1e-6) <= 1, compat
@@ -297,8 +309,8 @@ def test_penalties_find_slots_in_any_order(compat):
 
 
 def test_official_means_what_each_methods_own_code_does():
-    sentences = {"latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere", "thoughts-on-grid", "steer-prompt-end"}
-    own = {"skipkv": {"pairs", "lost-heads"}, "rkv": {"score-order"}, "snapkv": {"score-order"}, "h2o-last": {"score-order"}}
+    sentences = {*COMPAT} - {"pairs", "lost-heads", "score-order"}
+    own = {"skipkv": {"pairs", "lost-heads"}} | dict.fromkeys(("rkv", "snapkv", "h2o-last"), {"score-order"})
     for name in ALL:
         assert set(methods.compat_names(name, "official")) == sentences | own.get(name, set())
     assert sorted(COMPAT.values()) == [1 << i for i in range(9)]
@@ -333,9 +345,10 @@ KEYS, QUERIES = np.zeros((2, 40, 16), np.float32), np.zeros((4, 8, 16), np.float
 EMPTY = "none may be empty, head_dim at most 512, query heads a multiple of KV heads"
 WHOLE = "an integer, or integers [n_layers] or [n_layers, n_kv_heads]"
 NAMES = "full, streaming, h2o, h2o-last, snapkv, rkv, skipkv, random"
+NEEDS = "allowed: some of queries, sums, penalties, importance, redundancy"
 RKV_TAKES = "budget, interval, window, mix, kernel, tau, protect, evict, compat"
-DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, latest-flag, empty-sentences, prompt-marker, "
-              "thoughts-anywhere, thoughts-on-grid, steer-prompt-end")  # fmt: skip
+DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, latest-flag, empty-sentences, "
+              "prompt-marker, thoughts-anywhere, thoughts-on-grid, steer-prompt-end")  # fmt: skip
 
 
 def at_open(method, n_prompt=1, **options):
@@ -373,7 +386,8 @@ def vector(n=32):
         (lambda: RKV([[[9]]]), f"budget is [[[9]]]; allowed: {WHOLE}"),
         (
             lambda: H2OLast([[30, 31], [30, 30]]),
-            "budget differs between the KV heads of layer 0; allowed: one number a layer, as h2o-last keeps one set for all heads",
+            "budget differs between the KV heads of layer 0; "
+            "allowed: one number a layer, as h2o-last keeps one set for all heads",
         ),
         (lambda: at_open(RKV([30, 30, 30])), "budget: expected a number, [2] or [2, 2], found shape [3]"),
         (lambda: at_open(RKV([[30, 30, 30]])), "budget: expected a number, [2] or [2, 2], found shape [1, 3]"),
@@ -391,7 +405,8 @@ def vector(n=32):
         ),
         (
             lambda: at_open(RKV(30), reserve=22),
-            "budget is 8 after the padding reserve; allowed: at least 9, as the first 0 positions and the 8 newest slots are protected",
+            "budget is 8 after the padding reserve; "
+            "allowed: at least 9, as the first 0 positions and the 8 newest slots are protected",
         ),
         # other parameters
         (lambda: RKV(30, mix=-0.1), "mix is -0.1; allowed: numbers from 0 to 1"),
@@ -436,9 +451,12 @@ def vector(n=32):
         ),
         # custom
         (lambda: Custom(3, budget=30), "score is 3; allowed: a function"),
-        (lambda: Custom(len, ["query"], budget=30), "needs is 'query'; allowed: some of queries, sums, penalties, importance, redundancy"),
-        (lambda: Custom(len, "sums", budget=30), "needs is 'sums'; allowed: some of queries, sums, penalties, importance, redundancy"),
-        (lambda: Custom(len, budget=30, mix=0.1), "custom has no parameter 'mix'; allowed: budget, interval, window, tau"),
+        (lambda: Custom(len, ["query"], budget=30), f"needs is 'query'; {NEEDS}"),
+        (lambda: Custom(len, "sums", budget=30), f"needs is 'sums'; {NEEDS}"),
+        (
+            lambda: Custom(len, budget=30, mix=0.1),
+            "custom has no parameter 'mix'; allowed: budget, interval, window, tau",
+        ),
         (lambda: Custom(len, budget=8), "budget is 8; allowed: more than the 8 newest slots that custom always keeps"),
         # select
         (lambda: select("rvk", KEYS, QUERIES, budget=20), f"method is 'rvk'; allowed: {NAMES}"),
@@ -447,10 +465,19 @@ def vector(n=32):
             lambda: select("rkv", KEYS, QUERIES, budget=20, depth=3),
             "rkv has no parameter 'depth'; allowed: budget, interval, window, mix, kernel, tau",
         ),
-        (lambda: select("rkv", KEYS[0], QUERIES, budget=20), "keys: expected [n_kv_heads, L, head_dim], found shape [40, 16]"),
+        (
+            lambda: select("rkv", KEYS[0], QUERIES, budget=20),
+            "keys: expected [n_kv_heads, L, head_dim], found shape [40, 16]",
+        ),
         (lambda: select("rkv", "x", QUERIES, budget=20), "keys: expected numbers [n_kv_heads, L, head_dim], found str"),
-        (lambda: select("rkv", KEYS, QUERIES[0], budget=20), "queries: expected [n_heads, W, head_dim], found shape [8, 16]"),
-        (lambda: select("rkv", KEYS, QUERIES[..., :8], budget=20), "queries: expected shape [n, n, 16], found [4, 8, 8]"),
+        (
+            lambda: select("rkv", KEYS, QUERIES[0], budget=20),
+            "queries: expected [n_heads, W, head_dim], found shape [8, 16]",
+        ),
+        (
+            lambda: select("rkv", KEYS, QUERIES[..., :8], budget=20),
+            "queries: expected shape [n, n, 16], found [4, 8, 8]",
+        ),
         (lambda: select("rkv", KEYS, QUERIES[:3], budget=20), f"keys [2, 40, 16] and queries [3, 8, 16]: {EMPTY}"),
         (lambda: select("rkv", KEYS[:, :0], QUERIES, budget=20), f"keys [2, 0, 16] and queries [4, 8, 16]: {EMPTY}"),
         (lambda: select("rkv", KEYS, QUERIES[:, :0], budget=20), f"keys [2, 40, 16] and queries [4, 0, 16]: {EMPTY}"),
@@ -478,7 +505,8 @@ def vector(n=32):
         (lambda: select("rkv", KEYS, QUERIES, budget=[20] * 3), "budget: expected a number or [2], found shape [3]"),
         (
             lambda: select("h2o-last", KEYS, QUERIES, budget=[20, 21]),
-            "budget differs between the KV heads of layer 0; allowed: one number a layer, as h2o-last keeps one set for all heads",
+            "budget differs between the KV heads of layer 0; "
+            "allowed: one number a layer, as h2o-last keeps one set for all heads",
         ),
         (
             lambda: select("rkv", KEYS, QUERIES, budget=20, protect="prompt", prompt=13),
@@ -498,7 +526,10 @@ def vector(n=32):
             lambda: at_open(engine.make("full"), steering=(vector(31), 1, 1, 0, 2, "all")),
             "steering vector: expected shape [32], found [31]",
         ),
-        (lambda: at_open(engine.make("full"), steering=(vector(), 2, 1, 0, 2, "all")), "steering layer is 2; allowed: 0 to 1"),
+        (
+            lambda: at_open(engine.make("full"), steering=(vector(), 2, 1, 0, 2, "all")),
+            "steering layer is 2; allowed: 0 to 1",
+        ),
         (
             lambda: at_open(engine.make("full"), steering=(vector(), 1, 1, 0, 2, "some")),
             'scope is "some"; allowed: think, generation, all',
@@ -522,7 +553,12 @@ def test_the_core_itself_refuses_a_method_without_a_budget(name):
 def test_the_least_budgets_run():
     """One less is refused above."""
     assert at_open(RKV(9)) == at_open(H2OLast(2)) == at_open(Streaming(5)) == at_open(RKV(30, protect="sinks:22")) == 0
-    assert at_open(RKV(30, protect="prompt"), 22) == at_open(RKV(30), reserve=21) == at_open(H2O(40, protect="prompt"), 20) == 0
+    assert (
+        at_open(RKV(30, protect="prompt"), 22)
+        == at_open(RKV(30), reserve=21)
+        == at_open(H2O(40, protect="prompt"), 20)
+        == 0
+    )
 
 
 @st.composite
@@ -534,8 +570,9 @@ def chosen_methods(draw):
         if key == "budget":
             number = st.integers(600, 2000)
             row = st.lists(number, min_size=1, max_size=3)
-            array = row if name != "h2o-last" else number.map(lambda x: [x, x])
-            values[key] = draw(st.one_of(number, row, st.lists(array, min_size=1, max_size=3).filter(lambda a: len({*map(len, a)}) == 1)))
+            head = row if name != "h2o-last" else number.map(lambda x: [x, x])
+            array = st.lists(head, min_size=1, max_size=3).filter(lambda a: len({*map(len, a)}) == 1)
+            values[key] = draw(st.one_of(number, row, array))
         elif draw(st.booleans()):
             low, high = int(p["low"]), min(int(p["high"]), 500 if key != "seed" else 2**53)
             number = st.floats(low, high) if p["kind"] == "f" else st.integers(low, high - 1)
@@ -564,7 +601,8 @@ def test_strings_name_the_method_again(chosen):
 def test_strings_by_example():
     assert str(RKV(1024)) == "rkv:budget=1024" and str(skipkv.Full()) == "full"
     assert str(RKV([512, 256], mix=0.07, evict=False)) == "rkv:evict=False,budget=512/256,mix=0.07"
-    assert str(SkipKV([[64, 32], [32, 16]], protect="sinks:2+prompt")) == "skipkv:protect=sinks:2+prompt,budget=64+32/32+16"
+    heads = SkipKV([[64, 32], [32, 16]], protect="sinks:2+prompt")
+    assert str(heads) == "skipkv:protect=sinks:2+prompt,budget=64+32/32+16"
     assert str(SnapKV(64, compat=["pairs", "lost-heads"])) == "snapkv:compat=pairs/lost-heads,budget=64"
     assert parse_method(None) == skipkv.Full()
     assert parse_method("rkv:budget=64+32/32+16").budget == ((64, 32), (32, 16))

@@ -51,6 +51,9 @@ typedef struct skv_kernels {
     /* out[j] = q · keys[j]; q [stride], keys [n, stride] */
     void (*inner)(const float *q, const float *keys, size_t n, size_t stride, float *out);
 
+    /* unit = keys, each divided by its length + 1e−8; sum [stride] = Σ unit; keys, unit [n, stride] */
+    void (*normalise)(const float *keys, size_t n, size_t stride, float *unit, float *sum);
+
     /* sum[j] += softmax(z)[j]; both [n] with room for 16 more; z becomes e^(z − max) */
     void (*add_softmax)(float *z, size_t n, float *sum);
 

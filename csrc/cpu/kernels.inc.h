@@ -248,6 +248,7 @@ const skv_kernels KERNELS = {
     .merge = merge,
     .products = products,
     .inner = inner,
+    .normalise = normalise,
     .add_softmax = add_softmax,
     .stream = stream,
     .peak = peak,

@@ -2,8 +2,6 @@
 #ifndef SKV_PAGES_H
 #define SKV_PAGES_H
 
-#include <string.h>
-
 #include "kernels.h"
 
 static inline char *page_keys(const skv_head *head, size_t page) { return head->pages[page]; }
@@ -19,13 +17,6 @@ static inline int32_t *page_positions(const skv_cache_shape *cache, const skv_he
 /* Attention received, only where the cache has sums. */
 static inline float *page_sums(const skv_cache_shape *cache, const skv_head *head, size_t page) {
     return (float *)(void *)(page_positions(cache, head, page) + SKV_PAGE);
-}
-
-static inline float bf16_float(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
 }
 
 /* n keys or values of a page as float32, in the page itself or in scratch [SKV_PAGE, stride]. */

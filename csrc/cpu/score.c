@@ -39,32 +39,34 @@ static size_t lay_out(score_work *w, float *work, size_t n_slots, size_t stride,
 
 size_t cpu_score_work(size_t n_slots, size_t stride, size_t window) { return lay_out(&(score_work){0}, NULL, n_slots, stride, window); }
 
-/* panel [dim, SKV_COLUMNS] ← keys first … first + n − 1, zero beyond */
-static void load_panel(const float *keys, size_t stride, size_t dim, size_t first, size_t n, float *panel) {
-    for (size_t k = 0; k < dim; k++)
-        for (size_t j = 0; j < SKV_COLUMNS; j++) panel[k * SKV_COLUMNS + j] = j < n ? keys[(first + j) * stride + k] : 0;
+/* panel [dim, SKV_COLUMNS] ← n rows of the given distance as its columns, zero beyond */
+static void load_panel(const float *rows, size_t stride, size_t dim, size_t n, float *panel) {
+    for (size_t j = 0; j < n; j++)
+        for (size_t k = 0; k < dim; k++) panel[k * SKV_COLUMNS + j] = rows[j * stride + k];
+    for (size_t j = n; j < SKV_COLUMNS; j++)
+        for (size_t k = 0; k < dim; k++) panel[k * SKV_COLUMNS + j] = 0;
 }
 
 void cpu_importance(skv_scoring *s) {
     const skv_kernels *kernels = s->backend->kernels;
-    const size_t n = s->n_candidates, ld = padded(s->n_slots), n_rows = s->n_queries * s->group;
+    const size_t n = s->n_candidates, ld = padded(s->n_slots), n_queries = s->n_queries * s->group;
     const float scale = 1.0f / sqrtf((float)s->dim);
     score_work w;
     lay_out(&w, s->work, s->n_slots, s->stride, (size_t)s->method->window);
-    for (size_t first = 0; first < n; first += SKV_COLUMNS) {
-        const size_t columns = n - first < SKV_COLUMNS ? n - first : SKV_COLUMNS;
-        load_panel(s->keys, s->stride, s->dim, first, columns, w.panel);
-        for (size_t row0 = 0; row0 < n_rows; row0 += ROWS) {
-            const size_t rows = n_rows - row0 < ROWS ? n_rows - row0 : ROWS;
-            const float *query[ROWS];
-            for (size_t r = 0; r < rows; r++) query[r] = s->queries + (row0 + r) * s->stride;
-            kernels->products(w.panel, query, rows, s->dim, w.products);
-            for (size_t r = 0; r < rows; r++) { /* the group's maximum on the raw logits */
-                float *z = w.z + (row0 + r) / s->group * ld + first;
-                const bool fresh = (row0 + r) % s->group == 0;
-                for (size_t j = 0; j < columns; j++) {
-                    const float logit = w.products[r * SKV_COLUMNS + j] * scale;
-                    z[j] = fresh || logit > z[j] ? logit : z[j];
+    for (size_t first = 0; first < n_queries; first += SKV_COLUMNS) { /* sixteen queries against all keys */
+        const size_t columns = n_queries - first < SKV_COLUMNS ? n_queries - first : SKV_COLUMNS;
+        load_panel(s->queries + first * s->stride, s->stride, s->dim, columns, w.panel);
+        for (size_t row0 = 0; row0 < n; row0 += ROWS) {
+            const size_t rows = n - row0 < ROWS ? n - row0 : ROWS;
+            const float *key[ROWS];
+            for (size_t r = 0; r < rows; r++) key[r] = s->keys + (row0 + r) * s->stride;
+            kernels->products(w.panel, key, rows, s->dim, w.products);
+            for (size_t c = 0; c < columns; c++) { /* the group's maximum on the raw logits */
+                float *z = w.z + (first + c) / s->group * ld + row0;
+                const bool fresh = (first + c) % s->group == 0;
+                for (size_t r = 0; r < rows; r++) {
+                    const float logit = w.products[r * SKV_COLUMNS + c] * scale;
+                    z[r] = fresh || logit > z[r] ? logit : z[r];
                 }
             }
         }
@@ -82,55 +84,59 @@ void cpu_importance(skv_scoring *s) {
     }
 }
 
-/* Without the L × L matrix (METHOD.md §3): the column sums of S come from one vector sum; only r(i), the last key similar to i, is searched,
- * from the newest key downwards, sixteen keys at a time, and a row leaves the search as soon as it has found its own. */
+/* r(i) of every slot i (METHOD.md §3): the last key similar to it is searched from the newest key downwards, sixteen keys at a time, and a row
+ * leaves the search once it has found its own. w->lost[j] ← Σ of S[i, r(i)] over the rows i with r(i) = j. */
+static void search_hits(skv_scoring *s, score_work *w) {
+    const skv_kernels *kernels = s->backend->kernels;
+    const size_t n = s->n_slots, stride = s->stride;
+    size_t n_active = n;
+    for (size_t i = 0; i < n; i++) w->active[i] = (int32_t)i, w->lost[i] = 0;
+    for (size_t end = n; end > 0 && n_active > 0;) {
+        /* Blocks end at multiples of their size, so that the last one holds key 0 and no key is looked at twice. */
+        const size_t first = (end - 1) / SKV_COLUMNS * SKV_COLUMNS, columns = end - first;
+        const bool few = n_active < 8; /* a panel would cost more than it saves */
+        if (!few) load_panel(w->unit + first * stride, stride, s->dim, columns, w->panel);
+        s->n_pairs += n_active * columns;
+        size_t still = 0;
+        for (size_t row0 = 0; row0 < n_active; row0 += ROWS) {
+            const size_t rows = n_active - row0 < ROWS ? n_active - row0 : ROWS;
+            const float *row[ROWS];
+            for (size_t r = 0; r < rows; r++) row[r] = w->unit + (size_t)w->active[row0 + r] * stride;
+            if (!few) kernels->products(w->panel, row, rows, s->dim, w->products);
+            for (size_t r = 0; few && r < rows; r++) kernels->inner(row[r], w->unit + first * stride, columns, stride, w->products + r * SKV_COLUMNS);
+            for (size_t r = 0; r < rows; r++) {
+                const size_t i = (size_t)w->active[row0 + r];
+                const float *cosine = w->products + r * SKV_COLUMNS;
+                size_t j = columns;
+                while (j > 0 && !(cosine[j - 1] > 0.5f && first + j - 1 != i)) j--;
+                if (j > 0)
+                    w->lost[first + j - 1] += cosine[j - 1];
+                else if (first > 0)
+                    w->active[still++] = (int32_t)i;
+                else if (i > 0) /* no hit at all: the row loses its first entry */
+                    w->lost[0] += cosine[0];
+            }
+        }
+        n_active = still;
+        end = first;
+    }
+}
+
+/* Without the L × L matrix: the column sums of S come from one vector sum, and only r(i) is searched for. */
 void cpu_redundancy(skv_scoring *s) {
     const skv_kernels *kernels = s->backend->kernels;
     const size_t n = s->n_slots, stride = s->stride;
     score_work w;
     lay_out(&w, s->work, n, stride, (size_t)s->method->window);
     double sums[512] = {0}; /* head_dim is at most 512 */
-    for (size_t i = 0; i < n; i++) {
-        float *unit = w.unit + i * stride;
-        kernels->inner(s->keys + i * stride, s->keys + i * stride, 1, stride, w.self);
-        const float length = sqrtf(w.self[0]) + 1e-8f;
-        for (size_t k = 0; k < stride; k++) unit[k] = s->keys[i * stride + k] / length;
-        for (size_t k = 0; k < s->dim; k++) sums[k] += (double)unit[k];
-        w.active[i] = (int32_t)i;
-        w.lost[i] = 0;
+    for (size_t i = 0; i < n; i += ROWS) {
+        const size_t rows = n - i < ROWS ? n - i : ROWS;
+        kernels->normalise(s->keys + i * stride, rows, stride, w.unit + i * stride, w.sum);
+        for (size_t k = 0; k < s->dim; k++) sums[k] += (double)w.sum[k];
+        for (size_t r = i; r < i + rows; r++) kernels->inner(w.unit + r * stride, w.unit + r * stride, 1, stride, w.self + r);
     }
-    memset(w.sum, 0, stride * sizeof *w.sum);
     for (size_t k = 0; k < s->dim; k++) w.sum[k] = (float)sums[k];
-    for (size_t i = 0; i < n; i++) kernels->inner(w.unit + i * stride, w.unit + i * stride, 1, stride, w.self + i);
-
-    size_t n_active = n;
-    for (size_t end = n; end > 0 && n_active > 0;) {
-        /* Blocks end at multiples of their size, so that the last one holds key 0 and no key is looked at twice. */
-        const size_t first = (end - 1) / SKV_COLUMNS * SKV_COLUMNS, columns = end - first;
-        load_panel(w.unit, stride, s->dim, first, columns, w.panel);
-        s->n_pairs += n_active * columns;
-        size_t still = 0;
-        for (size_t row0 = 0; row0 < n_active; row0 += ROWS) {
-            const size_t rows = n_active - row0 < ROWS ? n_active - row0 : ROWS;
-            const float *row[ROWS];
-            for (size_t r = 0; r < rows; r++) row[r] = w.unit + (size_t)w.active[row0 + r] * stride;
-            kernels->products(w.panel, row, rows, s->dim, w.products);
-            for (size_t r = 0; r < rows; r++) {
-                const size_t i = (size_t)w.active[row0 + r];
-                const float *cosine = w.products + r * SKV_COLUMNS;
-                size_t j = columns;
-                while (j > 0 && !(cosine[j - 1] > 0.5f && first + j - 1 != i)) j--;
-                if (j > 0)
-                    w.lost[first + j - 1] += cosine[j - 1];
-                else if (first > 0)
-                    w.active[still++] = (int32_t)i;
-                else if (i > 0) /* no hit at all: the row loses its first entry */
-                    w.lost[0] += cosine[0];
-            }
-        }
-        n_active = still;
-        end = first;
-    }
+    search_hits(s, &w);
 
     kernels->inner(w.sum, w.unit, n, stride, s->redundancy);
     float *c = s->redundancy, max = -INFINITY;
@@ -156,17 +162,20 @@ static char *part_positions(const skv_cache_shape *cache, const skv_head *head, 
 
 static char *part_sums(const skv_cache_shape *cache, const skv_head *head, size_t page) { return (char *)(void *)page_sums(cache, head, page); }
 
-void cpu_gather(const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n, float *keys, int32_t *positions, float *sums) {
-    const size_t stride = (size_t)cache->stride;
-    for (size_t i = 0; i < n; i++) {
+void cpu_gather(const skv_backend *backend, const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n, float *keys,
+                int32_t *positions, float *sums) {
+    const skv_kernels *kernels = backend->kernels;
+    const size_t stride = (size_t)cache->stride, width = stride * skv_dtype_size(cache->type);
+    for (size_t i = 0; i < n;) {
+        /* Without a list of slots, page by page. */
         const size_t slot = slots ? (size_t)slots[i] : i, page = slot / SKV_PAGE, at = slot % SKV_PAGE;
-        positions[i] = page_positions(cache, head, page)[at];
-        if (sums) sums[i] = page_sums(cache, head, page)[at];
-        if (!keys) continue;
-        if (cache->type == SKV_F32)
-            memcpy(keys + i * stride, (const float *)(const void *)page_keys(head, page) + at * stride, stride * sizeof *keys);
-        else
-            for (size_t k = 0; k < stride; k++) keys[i * stride + k] = bf16_float(((const uint16_t *)(const void *)page_keys(head, page))[at * stride + k]);
+        const size_t run = slots ? 1 : n - i < SKV_PAGE ? n - i : SKV_PAGE;
+        memcpy(positions + i, page_positions(cache, head, page) + at, run * sizeof *positions);
+        if (sums) memcpy(sums + i, page_sums(cache, head, page) + at, run * sizeof *sums);
+        const char *from = page_keys(head, page) + at * width;
+        if (keys && cache->type == SKV_F32) memcpy(keys + i * stride, from, run * width);
+        if (keys && cache->type == SKV_BF16) kernels->widen((const uint16_t *)(const void *)from, run * stride, keys + i * stride);
+        i += run;
     }
 }
 

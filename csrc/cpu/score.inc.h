@@ -39,3 +39,17 @@ static void add_softmax(float *z, size_t n, float *sum) {
     const vf scale = v_set(1.0f / v_sum(total));
     for (size_t j = 0; j < n; j += VW) v_store(sum + j, v_fma(v_load(z + j), scale, v_load(sum + j)));
 }
+
+static void normalise(const float *keys, size_t n, size_t stride, float *unit, float *sum) {
+    for (size_t k = 0; k < stride; k++) sum[k] = 0;
+    for (size_t i = 0; i < n; i++, keys += stride, unit += stride) {
+        vf squares = v_set(0);
+        for (size_t k = 0; k < stride; k += VW) squares = v_fma(v_load(keys + k), v_load(keys + k), squares);
+        const vf length = v_set(sqrtf(v_sum(squares)) + 1e-8f);
+        for (size_t k = 0; k < stride; k += VW) {
+            const vf part = v_div(v_load(keys + k), length);
+            v_store(unit + k, part);
+            v_store(sum + k, v_add(v_load(sum + k), part));
+        }
+    }
+}

@@ -268,10 +268,10 @@ static PyObject *session_state(PyObject *object, PyObject *row) {
     for (size_t h = 0; h < n_heads; h++) n_slots += r->heads[h].n_slots;
     int flagged = 0;
     for (size_t i = 0; i < r->tracker.n_closed; i++) flagged += r->tracker.sentences[i].lambda > 0;
-    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:i,s:i,s:i,s:i,s:i}", "n_tokens", r->n_tokens, "n_prompt", r->n_prompt, "slots", n_slots, "live_bytes", (Py_ssize_t)(r->n_pages * page),
+    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:i,s:i,s:i,s:i,s:i,s:i}", "n_tokens", r->n_tokens, "n_prompt", r->n_prompt, "slots", n_slots, "live_bytes", (Py_ssize_t)(r->n_pages * page),
                          "peak_bytes", (Py_ssize_t)(r->peak_pages * page), "compactions", r->n_compactions, "evicted", (unsigned long long)r->n_evicted, "pairs",
                          (unsigned long long)r->n_pairs, "sentences", (Py_ssize_t)r->tracker.n_closed, "flagged", flagged, "thoughts", r->tracker.n_thoughts,
-                         "thinking_tokens", r->tracker.n_thinking, "repeating", r->tracker.n_repeating, "steered", r->n_steered);
+                         "thinking_tokens", r->tracker.n_thinking, "answer_tokens", r->tracker.n_answer, "repeating", r->tracker.n_repeating, "steered", r->n_steered);
 }
 
 static PyObject *session_positions(PyObject *object, PyObject *args) {
@@ -284,7 +284,7 @@ static PyObject *session_positions(PyObject *object, PyObject *args) {
     if (layer < 0 || layer >= c->n_layers || head < 0 || head >= c->n_kv_heads) return py_config_error(py_module_of(object), "layer %d, head %d: there are %d and %d", layer, head, c->n_layers, c->n_kv_heads);
     const skv_head *from = r->heads + layer * c->n_kv_heads + head;
     PyObject *array = PyArray_SimpleNew(1, ((npy_intp[]){from->n_slots}), NPY_INT32);
-    if (array) self->session->model->backend->gather(&self->session->cache.shape, from, NULL, (size_t)from->n_slots, NULL, PyArray_DATA((PyArrayObject *)array), NULL);
+    if (array) self->session->model->backend->gather(self->session->model->backend, &self->session->cache.shape, from, NULL, (size_t)from->n_slots, NULL, PyArray_DATA((PyArrayObject *)array), NULL);
     return array;
 }
 

@@ -1,0 +1,306 @@
+"""Same numbers as transformers: random checkpoints of every family, the tiny reasoner, and a real small model.
+
+The oracle computes in float32 from the directory that we load, whatever type it is stored in.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import skipkv
+from skipkv import _skipkv
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
+FIVE = int(transformers.__version__.split(".")[0]) >= 5
+FLOAT32 = {"dtype" if FIVE else "torch_dtype": torch.float32}
+# Two float32 computations that sum in different orders; also what the oracle's two best logits must differ by to decide.
+RTOL = 1e-4
+
+
+def oracle_of(directory, **options):
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, **FLOAT32, **options).eval()
+
+
+@torch.inference_mode()
+def oracle_logits(oracle, ids):
+    return oracle(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def error(got, want):
+    """Largest difference relative to the largest logit."""
+    assert got.shape == want.shape and got.dtype == want.dtype == np.float32
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+@torch.inference_mode()
+def oracle_greedy(oracle, prompts, n, stop_ids=()):
+    """[(new tokens, how many of them are decided)] of prompts of any lengths.
+
+    A token is decided while the two best logits of every step up to it differ by more than RTOL of the largest.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    out = oracle.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=n, eos_token_id=list(stop_ids) or None, pad_token_id=0,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    tokens = out.sequences[:, longest:].tolist()
+    best = torch.stack([step.topk(2).values for step in out.logits], 1)  # [rows, steps, 2]
+    largest = torch.stack([step.abs().amax(-1) for step in out.logits], 1)
+    near = (best[..., 0] - best[..., 1] < RTOL * largest).tolist()
+    result = []
+    for row, undecided in zip(tokens, near, strict=True):
+        end = next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row))
+        result.append((row[:end], undecided.index(True) if True in undecided[:end] else end))
+    return result
+
+
+def check_greedy(generations, expected):
+    """Ours are the oracle's up to its first undecided token; to the end where there is none. Returns tokens compared."""
+    total = 0
+    for ours, (theirs, decided) in zip(generations, expected, strict=True):
+        assert ours.tokens[:decided] == theirs[:decided], f"prompt {ours.prompt}"
+        assert decided < len(theirs) or len(ours.tokens) == len(theirs), f"prompt {ours.prompt}"
+        total += decided
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random checkpoints
+
+VOCAB, CONTEXT = 211, 640
+LENGTHS = (1, 2, 63, 64, 65, 300)
+DEFAULT = {"rope_type": "default"}
+LINEAR = {"rope_type": "linear", "factor": 2.5}
+# Most of the 300 positions lie beyond the original context, and both wide heads have pairs in all three frequency bands.
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 48}  # fmt: skip
+CASES = {
+    # (heads, KV heads, head_dim, hidden), what else the family's config says, theta, scaling, stored type, shards, spelling
+    "llama-mha": ("llama", (4, 4, 16, 64), {}, 1e4, DEFAULT, "float32", False, "new"),
+    "llama-mha-sharded-old": ("llama", (4, 4, 32, 128), {}, 5e5, DEFAULT, "bfloat16", True, "old"),
+    "llama3-gqa2-wide-tied": ("llama", (4, 2, 32, 48), {"tie_word_embeddings": True}, 5e5, LLAMA3, "bfloat16", True, "new"),
+    "llama3-gqa2-old": ("llama", (8, 4, 32, 256), {}, 5e5, LLAMA3, "float16", False, "old"),
+    "llama-gqa7-linear-biases": ("llama", (7, 1, 8, 56), {"attention_bias": True, "mlp_bias": True}, 1e4, LINEAR, "float16", False, "new"),
+    "llama-gqa7-linear-mlp-bias-old": ("llama", (14, 2, 16, 112), {"mlp_bias": True}, 1e4, LINEAR, "float32", True, "old"),
+    "llama-attention-bias-tied": ("llama", (4, 2, 64, 80), {"attention_bias": True, "tie_word_embeddings": True}, 1e4, DEFAULT, "bfloat16", False, "new"),
+    "qwen2-gqa2-tied": ("qwen2", (4, 2, 16, 64), {"tie_word_embeddings": True}, 1e6, DEFAULT, "bfloat16", False, "new"),
+    "qwen2-gqa7-old": ("qwen2", (14, 2, 64, 896), {}, 1e6, DEFAULT, "bfloat16", True, "old"),
+    "qwen2-mha-linear": ("qwen2", (3, 3, 32, 96), {}, 1e4, LINEAR, "float32", False, "new"),
+    "qwen3-gqa2-wide": ("qwen3", (4, 2, 32, 64), {}, 1e6, DEFAULT, "float32", False, "new"),
+    "qwen3-gqa7-tied-biases": ("qwen3", (7, 1, 16, 40), {"attention_bias": True, "tie_word_embeddings": True}, 1e4, DEFAULT, "float16", True, "old"),
+    "qwen3-mha-128": ("qwen3", (2, 2, 128, 64), {}, 1e6, LLAMA3, "bfloat16", False, "old"),
+}  # fmt: skip
+FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def write_tokenizer(directory, n):
+    """A tokenizer.json of n words."""
+    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    (Path(directory) / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model})
+    )
+
+
+def save_random(directory, family, shape, options, theta, scaling, stored, sharded, spelling, seed):
+    heads, kv_heads, head_dim, hidden = shape
+    torch.manual_seed(seed)
+    rope = {"rope_parameters": scaling | {"rope_theta": theta}} if FIVE else {"rope_theta": theta, "rope_scaling": scaling}
+    config = getattr(transformers, f"{FAMILIES[family]}Config")(
+        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=2 * hidden + 8, num_hidden_layers=3, head_dim=head_dim,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
+        **({"tie_word_embeddings": False} | options), **rope,
+    )  # fmt: skip
+    model = getattr(transformers, f"{FAMILIES[family]}ForCausalLM")(config)
+    with torch.no_grad():
+        # Queries and keys of size 1.6 a number give logits of about 2.5, far from uniform attention. Norms and biases
+        # start as 1 and 0, which would hide a mistake.
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            parameter.normal_(centre, 1.6 / parameter.shape[1] ** 0.5 if parameter.ndim == 2 else 0.2)
+    model.to(getattr(torch, stored)).save_pretrained(directory, max_shard_size="60KB" if sharded else "1GB")
+    write_tokenizer(directory, VOCAB)
+    path = directory / "config.json"
+    values = json.loads(path.read_text())
+    for key in ("rope_parameters", "rope_scaling", "rope_theta"):
+        values.pop(key, None)
+    if spelling == "new":
+        values["rope_parameters"] = scaling | {"rope_theta": theta}
+    else:
+        values |= {"rope_theta": theta, "rope_scaling": None if scaling is DEFAULT else scaling}
+    path.write_text(json.dumps(values))
+    assert (directory / "model.safetensors.index.json").exists() == sharded
+
+
+@pytest.fixture(scope="module", params=CASES)
+def saved(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    save_random(directory, *CASES[request.param], seed=list(CASES).index(request.param))
+    ids = np.random.default_rng(1).integers(0, VOCAB, LENGTHS[-1]).tolist()
+    return SimpleNamespace(directory=directory, oracle=oracle_of(directory), ids=ids)
+
+
+@functools.cache
+def far_from_uniform(directory):
+    ids = torch.tensor(np.random.default_rng(2).integers(0, VOCAB, (1, 100)))
+    oracle = oracle_of(directory, attn_implementation="eager")
+    with torch.inference_mode():
+        out = oracle(ids, output_attentions=True)
+    # As many slots as would, looked at evenly, give the same sum of squares.
+    slots = [1 / (p[0, :, -1] ** 2).sum(-1) for p in out.attentions]
+    words = 1 / (out.logits[0].softmax(-1) ** 2).sum(-1)
+    return float(torch.stack(slots).mean()) / 100, float(words.mean()) / VOCAB
+
+
+def test_random_weights_attend_and_speak_unevenly(saved):
+    attention, logits = far_from_uniform(saved.directory)
+    assert attention < 0.5 and logits < 0.5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits(saved, variant, monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", variant)
+    model = skipkv.load(saved.directory, dtype="f32", progress=False)
+    assert model._core.variant == variant and model.dtype == "f32"
+    for n in LENGTHS:
+        assert error(model.logits(saved.ids[:n]), oracle_logits(saved.oracle, saved.ids[:n])) <= RTOL, f"{n} tokens"
+    shifted = oracle_logits(saved.oracle, saved.ids[1:])  # the bound tells right from wrong
+    assert error(model.logits(saved.ids[:-1]), shifted) > 0.1
+
+
+@pytest.fixture(scope="module")
+def greedy(saved):
+    prompts = [saved.ids[:1], saved.ids[10:75]]
+    return prompts, oracle_greedy(saved.oracle, prompts, 200)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_continuations(saved, greedy, variant, monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", variant)
+    prompts, expected = greedy
+    model = skipkv.load(saved.directory, dtype="f32", progress=False)
+    outs = model.generate(prompts, max_new_tokens=200, stop_ids=(), cache="f32", progress=False)
+    assert [len(out.tokens) for out in outs] == [200, 200]
+    assert check_greedy(outs, expected) >= 100  # near ties are too rare to hide behind
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tiny reasoner
+
+PROBLEMS = [json.loads(line) for line in (files("skipkv.tiny") / "problems.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tiny_greedy():
+    oracle = oracle_of(Path(str(files("skipkv.tiny"))))
+    tokenizer = skipkv.load("tiny", progress=False).tokenizer
+    prompts = [tokenizer.encode(problem["prompt"]) for problem in PROBLEMS[::25]]
+    return prompts, oracle_greedy(oracle, prompts, 1600, {tokenizer.eos_id})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, variant, monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", variant)
+    prompts, expected = tiny_greedy
+    model = skipkv.load("tiny", dtype="f32", progress=False)
+    outs = model.generate(prompts, max_new_tokens=1600, cache="f32", progress=False)
+    assert check_greedy(outs, expected) == sum(len(out.tokens) for out in outs) > 3000
+    for out, (tokens, _) in zip(outs, expected, strict=True):
+        assert out.text == model.tokenizer.decode(tokens) and out.finish_reason == "stop"
+
+
+def test_tiny_solves_its_problems():
+    model = skipkv.load("tiny", progress=False)
+    outs = model.generate([problem["prompt"] for problem in PROBLEMS], max_new_tokens=1600, rows=32, progress=False)
+    answers = [(re.findall(r"\\boxed\{([^}]*)\}", out.text) or [None])[-1] for out in outs]
+    right = [answer == problem["answer"] for answer, problem in zip(answers, PROBLEMS, strict=True)]
+    # Trained to 300 right of 300 others; weights and cache are bf16 here.
+    assert len(right) == 200 and np.mean(right) >= 0.99, f"{sum(right)} of 200"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A real small model
+
+NAME = "SmolLM2-135M-Instruct"
+SYSTEM = {"role": "system", "content": "You are a careful teacher. Explain in full sentences."}
+CHATS = [
+    [{"role": "user", "content": "What is gravity?"}],
+    [{"role": "user", "content": "Write a short story about a fox and a crow who share a winter."}],
+    [{"role": "user", "content": "List ten facts about the ocean, one per line."}],
+    [{"role": "user", "content": "Tom has 12 apples, gives away 5 and buys 9 more. How many has he? Think step by step."}],
+    [SYSTEM, {"role": "user", "content": "Why is the sky blue, and why are sunsets red?"}],
+    [SYSTEM, {"role": "user", "content": "How does a bicycle stay upright?"}],
+    [{"role": "user", "content": "Explique la photosynthèse en français, s'il te plaît — naïvement."}],
+    [{"role": "user", "content": "Write a Python function that sorts a list, with comments\n\n```python\ndef "}],
+    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help?"},
+     {"role": "user", "content": "Describe how bread is made, from the grain to the loaf."}],
+    [{"role": "user", "content": "Give me a plan for a week in the mountains: food, clothes, routes, dangers. " * 3}],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smol():
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv" / "models" / NAME
+    if not directory.exists():
+        tool = Path(__file__).resolve().parents[2] / "shared" / "tools" / "get_model.py"
+        missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+        if missing or not tool.exists():
+            pytest.skip(f"{directory} is absent, and cannot be made without {' and '.join(missing) or tool}")
+        made = subprocess.run([sys.executable, tool, "--out", directory], capture_output=True, text=True, timeout=600)
+        if made.returncode:
+            pytest.skip(f"{directory} is absent, and {tool.name} says: {made.stderr.strip().splitlines()[-1:]}")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    chats = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in CHATS]
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in chats]
+    oracle = oracle_of(directory)
+    stop_ids = {json.loads((directory / "generation_config.json").read_text())["eos_token_id"]}
+    expected = oracle_greedy(oracle, prompts, 160, stop_ids)
+    texts = [prompt + tokens for prompt, (tokens, _) in zip(prompts, expected, strict=True)]
+    logits = [oracle_logits(oracle, ids) for ids in texts]
+    return SimpleNamespace(directory=directory, prompts=prompts, expected=expected, texts=texts, logits=logits)
+
+
+@pytest.fixture(scope="module")
+def smol_f32(smol):
+    return skipkv.load(smol.directory, dtype="f32", progress=False)
+
+
+def test_smollm2_chats(smol, smol_f32):
+    for chat, ids in zip(CHATS, smol.prompts, strict=True):
+        assert smol_f32.encode(chat) == ids
+
+
+def test_smollm2_logits(smol, smol_f32):
+    longest = max(range(len(CHATS)), key=lambda i: len(smol.texts[i]))
+    for i in {0, longest}:
+        assert error(smol_f32.logits(smol.texts[i]), smol.logits[i]) <= RTOL
+
+
+def test_smollm2_greedy(smol, smol_f32):
+    outs = smol_f32.generate(CHATS, max_new_tokens=160, cache="f32", progress=False)
+    assert all(len(out.tokens) >= 40 for out in outs)
+    assert check_greedy(outs, smol.expected) >= 400
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16"])
+def test_smollm2_in_bf16_says_the_same(smol, cache):
+    model = skipkv.load(smol.directory, dtype="bf16", progress=False)
+    assert model.dtype == "bf16"
+    same = [model.logits(ids, cache=cache).argmax(1) == want.argmax(1) for ids, want in zip(smol.texts, smol.logits, strict=True)]  # fmt: skip
+    same = np.concatenate(same)
+    assert len(same) >= 2000 and same.mean() >= 0.99, f"{same.sum()} of {len(same)}"
