@@ -1,4 +1,4 @@
-"""The engine against its machine: read bandwidth and multiply-accumulate peak, then prefill and decode as shares of them.
+"""The engine against its machine: read bandwidth and multiply-accumulate peak; prefill and decode as shares of them.
 
 Every figure is a median over repeats within one run; compare ratios of one run, not runs with each other.
 """

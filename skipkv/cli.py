@@ -1,4 +1,4 @@
-"""The command line: skipkv generate | bench | compare | steer | methods."""
+"""The command line: skipkv generate | bench | compare | view | steer | methods."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
         from skipkv.compare import json_lines
 
         for number, value in json_lines(args.prompts):
-            try:
-                texts.append(value if isinstance(value, str) else value["prompt"])
-            except (KeyError, TypeError):
+            text = value.get("prompt") if isinstance(value, dict) else value if isinstance(value, str) else None
+            if not isinstance(text, (str, list)):
                 where = f"{args.prompts}: line {number}"
-                raise ConfigError(f"{where}: expected a JSON text or an object with a prompt") from None
+                raise ConfigError(f"{where}: expected a JSON text or an object with a prompt")
+            texts.append(text)
     if args.problem is not None:
         if args.model != "tiny":
             raise ConfigError(f"problem is {args.problem}; allowed with the model tiny only, found {args.model!r}")
@@ -126,6 +126,19 @@ def _compare(args: argparse.Namespace) -> int:
     return compare.main(args)
 
 
+def _view(args: argparse.Namespace) -> int:
+    from skipkv import viz
+    from skipkv.trace import Trace
+
+    traces = [Trace.load(path) for path in args.trace]
+    if len(traces) > 2:
+        raise ConfigError(f"view: {len(traces)} traces; allowed: one, or two of the same text to compare")
+    page = viz.compare(*traces) if len(traces) == 2 else viz.kept(traces[0])
+    page.save(args.out)
+    print(args.out)
+    return 0
+
+
 def _methods(args: argparse.Namespace) -> int:
     from skipkv.methods import CLASSES, PARAMETERS, TABLE
 
@@ -208,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--json", action="store_true")
     b.add_argument("--quiet", action="store_true")
 
-    c = command("compare", _compare, "Replay recorded texts under several methods, against the full cache; no sampling.")
+    c = command("compare", _compare, "Replay recorded texts under several methods against the full cache; no sampling.")
     model_options(c)
     c.add_argument("texts", help="JSON lines: texts, or objects with a text, or with prompt and output")
     c.add_argument("--methods", required=True, help='separated by ";", e.g. "full;rkv:budget=256"')
@@ -218,7 +231,8 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--plot", metavar="FILE.png", help="needs matplotlib")
 
-    steer = commands.add_parser("steer", help="Make, show and import steering vectors.").add_subparsers(dest="what", required=True)
+    steering = commands.add_parser("steer", help="Make, show and import steering vectors.")
+    steer = steering.add_subparsers(dest="what", required=True)
 
     def steer_command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
         sub = steer.add_parser(name, help=help, description=help)

@@ -62,6 +62,7 @@ class Sampling:
             if isinstance(value, bool) or not isinstance(value, (*kinds, np.integer)) or not low <= value <= high:
                 what = "integers" if kinds == (int,) else "numbers"
                 raise ConfigError(f"{name} is {value!r}; allowed: {what} from {low} to {high}")
+            object.__setattr__(self, name, int(value) if kinds == (int,) else float(value))
 
 
 @dataclass
@@ -520,8 +521,8 @@ class Run:
         texts = self.model.tokenizer.token_texts if self.model.tokenizer else None
         steering = self.request.steering[row.prompt]
         sampling = self.request.sampling
-        settings = {"model": self.model.name, "prompt": row.prompt, "sample": row.sample, "seed": int(sampling.seed),
-                    "temperature": float(sampling.temperature),
+        settings = {"model": self.model.name, "prompt": row.prompt, "sample": row.sample, "seed": sampling.seed,
+                    "temperature": sampling.temperature,
                     "steering": steering.describe() if steering else None}  # fmt: skip
         return Trace(
             list(row.ids), [texts[i] if texts else str(i) for i in row.ids], row.n_prompt, self.config.n_layers,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -128,34 +126,38 @@ class Trace:
         Error
             The file is not such a trace.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            head = json.loads(str(arrays["head"]))
-            if head["format"] != FORMAT:
-                raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
-            names = [name for name in SCORES if name in arrays]
-            index, n_scores = arrays["index"], arrays["n_scores"]
-            _check(head, arrays, names)
-            kept = _split(arrays["kept"], index[:, 4])
-            scores = {name: _split(arrays[name], n_scores) for name in names}
-            compactions = [
-                Compaction(
-                    *map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None
-                )
-                for i in range(len(index))
-            ]
-            return cls(
-                arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
-                head["method"], compactions, [tuple(s) for s in head["sentences"]],
-                {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
-                head["settings"],
-            )  # fmt: skip
-        except (
-            LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, EOFError,
-            zipfile.BadZipFile, zlib.error,
-        ) as error:  # fmt: skip
-            raise Error(f"{path}: expected a skipkv trace, found something else ({error})") from None
+        with open(path, "rb") as raw:
+            try:
+                return cls._read(raw, path)
+            except Error:
+                raise
+            except Exception as error:  # what NumPy and zipfile raise for a broken file has no common base
+                raise Error(f"{path}: expected a skipkv trace, found something else ({error!r:.200})") from None
+
+    @classmethod
+    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> Trace:
+        with np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        head = json.loads(str(arrays["head"]))
+        if head["format"] != FORMAT:
+            raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
+        names = [name for name in SCORES if name in arrays]
+        index, n_scores = arrays["index"], arrays["n_scores"]
+        _check(head, arrays, names)
+        kept = _split(arrays["kept"], index[:, 4])
+        scores = {name: _split(arrays[name], n_scores) for name in names}
+        compactions = [
+            Compaction(
+                *map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None
+            )
+            for i in range(len(index))
+        ]
+        return cls(
+            arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
+            head["method"], compactions, [tuple(s) for s in head["sentences"]],
+            {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
+            head["settings"],
+        )  # fmt: skip
 
 
 def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]) -> None:

@@ -54,8 +54,9 @@ def cases(draw, name):
     n = n_prompt + draw(st.sampled_from([110, 77, 50, 30, 9, 1, 0]))
     method = engine.make(
         name, budget=budget, interval=draw(st.sampled_from([4, 7, 11, 16, 24])), window=window,
-        mix=draw(st.sampled_from([0.0, 0.1, 0.6, 1.0])), kernel=draw(st.sampled_from([1, 3, 7, 9])), sinks=draw(st.integers(0, min(4, room))), tau=0.9,
-        seed=draw(st.integers(0, 2**53 - 1)), protect=protect, evict=draw(st.booleans()),
+        mix=draw(st.sampled_from([0.0, 0.1, 0.6, 1.0])), kernel=draw(st.sampled_from([1, 3, 7, 9])),
+        sinks=draw(st.integers(0, min(4, room))), tau=0.9, seed=draw(st.integers(0, 2**53 - 1)), protect=protect,
+        evict=draw(st.booleans()),
     )  # fmt: skip
     return {
         "method": method, "family": draw(st.sampled_from(["llama", "qwen2", "qwen3"])), "n_kv": n_kv, "group": group,

@@ -181,8 +181,8 @@ def test_more_noise_when_more_is_random():
 # segment and flag_repeats
 
 IDS = st.lists(st.integers(0, len(TEXTS) - 1), max_size=60)
-PIECES = ["alt", "ernat", "ively", "Alternat", " ", "  ", "Wai", "t", "aga", "in", "i", "n", "\n", ".\n\n", ":\n", ": \n",
-          "x", "Wait", " Again", "again "]  # fmt: skip
+PIECES = ["alt", "ernat", "ively", "Alternat", " ", "  ", "Wai", "t", "aga", "in", "i", "n", "\n", ".\n\n", ":\n",
+          ": \n", "x", "Wait", " Again", "again "]  # fmt: skip
 
 
 def assert_same_sentences(got, want):

@@ -15,9 +15,9 @@ SETTINGS = settings(max_examples=60, deadline=None, print_blob=True)
 OPEN, CLOSE, WAIT, BLANK, LINE = (ID[text] for text in ("<think>", "</think>", " Wait", ".\n\n", ".\n"))
 
 # Random text: any token of the vocabulary, whole sentences that come back, think markers of one and of three tokens.
-PIECES = [*[[i] for i in range(len(TEXTS))], *THINK[0], *THINK[1], *[[BLANK]] * 3,
-          [*WORDS[:4], LINE], [*WORDS[4:7], BLANK], [WORDS[1], WAIT, WORDS[2], BLANK],
-          [ID["Alter"], ID["natively"], *WORDS[8:10], BLANK], [ID["a"], ID["ga"], ID["in"], WORDS[3], LINE]]  # fmt: skip
+PIECES = [*[[i] for i in range(len(TEXTS))], *THINK[0], *THINK[1], *[[BLANK]] * 3, [*WORDS[:4], LINE],
+          [*WORDS[4:7], BLANK], [WORDS[1], WAIT, WORDS[2], BLANK], [ID["Alter"], ID["natively"], *WORDS[8:10], BLANK],
+          [ID["a"], ID["ga"], ID["in"], WORDS[3], LINE]]  # fmt: skip
 STOCK = PIECES[len(TEXTS) :] * 4 + PIECES
 TEXT = st.lists(st.sampled_from(STOCK), min_size=1, max_size=60).map(lambda parts: sum(parts, [])[:180])
 
@@ -179,19 +179,20 @@ def test_a_sentence_without_slots_loses_its_vector_and_nothing_else():
 # ---------------------------------------------------------------------------------------------------------------------
 # Steering
 
+PARTED = []  # whether each steered run left the reference at a near tie
 VECTOR = np.linspace(-0.6, 0.9, 32, dtype=np.float32)
 
 
 def steered_run(tokens, n_prompt, steering, method=None, step=512, **options):
-    """(logits, {position: α}, state) of a run; steering: a reference.Steering, or None."""
-    session = engine.open_session(engine.build(**options)[0], method or engine.make("full", interval=16))
+    """(logits, {position: α}, state and trace) of a run; steering: a reference.Steering, or None."""
+    session = engine.open_session(engine.build(**options)[0], method or engine.make("full", interval=16), trace=1)
     s = steering
     values = None if s is None else (s.vector, s.layer, s.alpha, s.gamma, s.alpha_max, s.scope)
     row = session.open(len(tokens), n_prompt=n_prompt, steering=values)
     logits, alphas = engine.replay(session, row, tokens, step)
     state = session.state(row)
     assert state["steered"] == len(alphas)
-    return logits, alphas, state
+    return logits, alphas, state | {"trace": session.trace()}
 
 
 def thinking_text(n, seed):
@@ -216,14 +217,17 @@ def test_steering_equals_the_reference(name, data):
     n_prompt = data.draw(st.sampled_from([1, 2, n // 3, n - 7, n - 1]))
     family = data.draw(st.sampled_from(["llama", "qwen2", "qwen3"]))
     method = engine.make(name, budget=data.draw(st.sampled_from([200, 24])), interval=16, window=4, tau=0.9, seed=3)
-    logits, alphas, _ = steered_run(
-        tokens, n_prompt, steering, method, data.draw(st.sampled_from([1, 512])), family=family
-    )
+    step = data.draw(st.sampled_from([1, 512]))
+    logits, alphas, state = steered_run(tokens, n_prompt, steering, method, step, family=family)
     want, row = engine.reference_run(engine.build(family)[1], method, tokens, n_prompt, steering)
     assert len(alphas) > 0 and [*alphas] == [*row.alphas]
     assert engine.close([*alphas.values()], [*row.alphas.values()], 1e-6, 1e-6) <= 1  # float32 α + γN
-    # With a budget of 24 one choice in thousands is a near tie (test_eviction.py counts them): compare up to there.
-    assert np.abs(logits - want).max() <= 1e-4 * np.abs(want).max()
+    # Where a selection is a near tie, which test_eviction.py judges and counts, the runs part.
+    pairs = zip(state["trace"], row.trace, strict=True)
+    end = next((c.step for record, c in pairs if not np.array_equal(record[5], c.kept)), len(tokens))
+    PARTED.append(end < len(tokens))
+    assert sum(PARTED) <= max(2, 0.01 * len(PARTED))
+    assert np.abs(logits - want)[:end].max() <= 1e-4 * np.abs(want).max()
     plain, _, _ = steered_run(tokens, n_prompt, None, method, family=family)
     first = min(alphas)
     assert np.array_equal(logits[:first], plain[:first])
@@ -323,7 +327,7 @@ def test_compat_steer_prompt_end_steers_the_prompts_last_token_only():
 @pytest.mark.parametrize("evict", [True, False])
 @pytest.mark.parametrize("compat", [None, "lost-heads"])
 def test_compat_lost_heads_are_never_penalised_again(compat, evict):
-    """At the first compaction head 0 of each layer keeps the newest slots, all of an open sentence; head 1 the oldest."""
+    """At the first compaction the heads 0 keep the newest slots, all of an open sentence; the heads 1 the oldest."""
     copy = [*WORDS[:7], LINE]
     tokens = [*copy, *WORDS[7:12], LINE, *np.resize(WORDS[12:16], 40).tolist(), LINE, *copy * 5]
     penalised = {0: [], 1: []}

@@ -26,7 +26,7 @@ transformers = pytest.importorskip("transformers")
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 FLOAT32 = {"dtype" if FIVE else "torch_dtype": torch.float32}
-# Two float32 computations that sum in different orders; also what the oracle's two best logits must differ by to decide.
+# Of the largest logit: two float32 computations sum in different orders. Best logits nearer than this decide nothing.
 RTOL = 1e-4
 
 
@@ -55,8 +55,8 @@ def oracle_greedy(oracle, prompts, n, stop_ids=()):
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     out = oracle.generate(
-        ids, attention_mask=mask, do_sample=False, max_new_tokens=n, eos_token_id=list(stop_ids) or None, pad_token_id=0,
-        output_logits=True, return_dict_in_generate=True,
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=n, eos_token_id=list(stop_ids) or None,
+        pad_token_id=0, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     tokens = out.sequences[:, longest:].tolist()
     best = torch.stack([step.topk(2).values for step in out.logits], 1)  # [rows, steps, 2]
@@ -70,7 +70,7 @@ def oracle_greedy(oracle, prompts, n, stop_ids=()):
 
 
 def check_greedy(generations, expected):
-    """Ours are the oracle's up to its first undecided token; to the end where there is none. Returns tokens compared."""
+    """Ours are the oracle's up to its first undecided token; to the end without one. Returns tokens compared."""
     total = 0
     for ours, (theirs, decided) in zip(generations, expected, strict=True):
         assert ours.tokens[:decided] == theirs[:decided], f"prompt {ours.prompt}"
@@ -86,25 +86,26 @@ VOCAB, CONTEXT = 211, 640
 LENGTHS = (1, 2, 63, 64, 65, 300)
 DEFAULT = {"rope_type": "default"}
 LINEAR = {"rope_type": "linear", "factor": 2.5}
-# Most of the 300 positions lie beyond the original context, and both wide heads have pairs in all three frequency bands.
+# Most of the 300 positions lie beyond the original context, and heads of 32 have pairs in all three bands of frequency.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 48}  # fmt: skip
+TIED, BIASES, MLP_BIAS = {"tie_word_embeddings": True}, {"attention_bias": True}, {"mlp_bias": True}
 CASES = {
-    # (heads, KV heads, head_dim, hidden), what else the family's config says, theta, scaling, stored type, shards, spelling
+    # (heads, KV heads, head_dim, hidden), what else the config says, theta, scaling, stored type, sharded, spelling
     "llama-mha": ("llama", (4, 4, 16, 64), {}, 1e4, DEFAULT, "float32", False, "new"),
     "llama-mha-sharded-old": ("llama", (4, 4, 32, 128), {}, 5e5, DEFAULT, "bfloat16", True, "old"),
-    "llama3-gqa2-wide-tied": ("llama", (4, 2, 32, 48), {"tie_word_embeddings": True}, 5e5, LLAMA3, "bfloat16", True, "new"),
+    "llama3-gqa2-wide-tied": ("llama", (4, 2, 32, 48), TIED, 5e5, LLAMA3, "bfloat16", True, "new"),
     "llama3-gqa2-old": ("llama", (8, 4, 32, 256), {}, 5e5, LLAMA3, "float16", False, "old"),
-    "llama-gqa7-linear-biases": ("llama", (7, 1, 8, 56), {"attention_bias": True, "mlp_bias": True}, 1e4, LINEAR, "float16", False, "new"),
-    "llama-gqa7-linear-mlp-bias-old": ("llama", (14, 2, 16, 112), {"mlp_bias": True}, 1e4, LINEAR, "float32", True, "old"),
-    "llama-attention-bias-tied": ("llama", (4, 2, 64, 80), {"attention_bias": True, "tie_word_embeddings": True}, 1e4, DEFAULT, "bfloat16", False, "new"),
-    "qwen2-gqa2-tied": ("qwen2", (4, 2, 16, 64), {"tie_word_embeddings": True}, 1e6, DEFAULT, "bfloat16", False, "new"),
-    "qwen2-gqa7-old": ("qwen2", (14, 2, 64, 896), {}, 1e6, DEFAULT, "bfloat16", True, "old"),
+    "llama-gqa7-linear-biases": ("llama", (7, 1, 8, 56), BIASES | MLP_BIAS, 1e4, LINEAR, "float16", False, "new"),
+    "llama-gqa7-linear-mlp-bias": ("llama", (14, 2, 16, 112), MLP_BIAS, 1e4, LINEAR, "float32", True, "old"),
+    "llama-attention-bias-tied": ("llama", (4, 2, 64, 80), BIASES | TIED, 1e4, DEFAULT, "bfloat16", False, "new"),
+    "qwen2-gqa2-tied": ("qwen2", (4, 2, 16, 64), TIED, 1e6, DEFAULT, "bfloat16", False, "new"),
+    "qwen2-gqa7-old": ("qwen2", (14, 2, 64, 448), {}, 1e6, DEFAULT, "bfloat16", True, "old"),
     "qwen2-mha-linear": ("qwen2", (3, 3, 32, 96), {}, 1e4, LINEAR, "float32", False, "new"),
     "qwen3-gqa2-wide": ("qwen3", (4, 2, 32, 64), {}, 1e6, DEFAULT, "float32", False, "new"),
-    "qwen3-gqa7-tied-biases": ("qwen3", (7, 1, 16, 40), {"attention_bias": True, "tie_word_embeddings": True}, 1e4, DEFAULT, "float16", True, "old"),
+    "qwen3-gqa7-tied-biases": ("qwen3", (7, 1, 16, 40), BIASES | TIED, 1e4, DEFAULT, "float16", True, "old"),
     "qwen3-mha-128": ("qwen3", (2, 2, 128, 64), {}, 1e6, LLAMA3, "bfloat16", False, "old"),
-}  # fmt: skip
+}
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
@@ -120,11 +121,11 @@ def write_tokenizer(directory, n):
 def save_random(directory, family, shape, options, theta, scaling, stored, sharded, spelling, seed):
     heads, kv_heads, head_dim, hidden = shape
     torch.manual_seed(seed)
-    rope = {"rope_parameters": scaling | {"rope_theta": theta}} if FIVE else {"rope_theta": theta, "rope_scaling": scaling}
+    new, old = {"rope_parameters": scaling | {"rope_theta": theta}}, {"rope_theta": theta, "rope_scaling": scaling}
     config = getattr(transformers, f"{FAMILIES[family]}Config")(
         vocab_size=VOCAB, hidden_size=hidden, intermediate_size=2 * hidden + 8, num_hidden_layers=3, head_dim=head_dim,
         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
-        **({"tie_word_embeddings": False} | options), **rope,
+        **({"tie_word_embeddings": False} | options), **(new if FIVE else old),
     )  # fmt: skip
     model = getattr(transformers, f"{FAMILIES[family]}ForCausalLM")(config)
     with torch.no_grad():
@@ -139,10 +140,7 @@ def save_random(directory, family, shape, options, theta, scaling, stored, shard
     values = json.loads(path.read_text())
     for key in ("rope_parameters", "rope_scaling", "rope_theta"):
         values.pop(key, None)
-    if spelling == "new":
-        values["rope_parameters"] = scaling | {"rope_theta": theta}
-    else:
-        values |= {"rope_theta": theta, "rope_scaling": None if scaling is DEFAULT else scaling}
+    values |= new if spelling == "new" else old | ({"rope_scaling": None} if scaling is DEFAULT else {})
     path.write_text(json.dumps(values))
     assert (directory / "model.safetensors.index.json").exists() == sharded
 
@@ -242,15 +240,18 @@ CHATS = [
     [{"role": "user", "content": "What is gravity?"}],
     [{"role": "user", "content": "Write a short story about a fox and a crow who share a winter."}],
     [{"role": "user", "content": "List ten facts about the ocean, one per line."}],
-    [{"role": "user", "content": "Tom has 12 apples, gives away 5 and buys 9 more. How many has he? Think step by step."}],
+    [{"role": "user", "content": "Tom has 12 apples, gives away 5 and buys 9 more. How many has he? Think it over."}],
     [SYSTEM, {"role": "user", "content": "Why is the sky blue, and why are sunsets red?"}],
     [SYSTEM, {"role": "user", "content": "How does a bicycle stay upright?"}],
     [{"role": "user", "content": "Explique la photosynthèse en français, s'il te plaît — naïvement."}],
-    [{"role": "user", "content": "Write a Python function that sorts a list, with comments\n\n```python\ndef "}],
     [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help?"},
      {"role": "user", "content": "Describe how bread is made, from the grain to the loaf."}],
     [{"role": "user", "content": "Give me a plan for a week in the mountains: food, clothes, routes, dangers. " * 3}],
+    [{"role": "user", "content": "Compare trains and cars in detail:\n\n* speed,\n* cost,\n* comfort and safety."}],
+    [{"role": "user", "content": "Continue this tale: Once upon a time a miller had three sons and a cat."}],
+    [{"role": "user", "content": "Describe in detail how plants make food from light, water and air."}],
 ]  # fmt: skip
+NEW = 140
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +270,17 @@ def smol():
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in chats]
     oracle = oracle_of(directory)
     stop_ids = {json.loads((directory / "generation_config.json").read_text())["eos_token_id"]}
-    expected = oracle_greedy(oracle, prompts, 160, stop_ids)
+    expected = oracle_greedy(oracle, prompts, NEW, stop_ids)
     texts = [prompt + tokens for prompt, (tokens, _) in zip(prompts, expected, strict=True)]
-    logits = [oracle_logits(oracle, ids) for ids in texts]
-    return SimpleNamespace(directory=directory, prompts=prompts, expected=expected, texts=texts, logits=logits)
+    logits, best = {}, []
+    for i, ids in enumerate(texts):
+        found = oracle_logits(oracle, ids)
+        best.append(found.argmax(1))
+        if i in (0, 8):  # a short and a long one; all of them are 0.5 GB
+            logits[i] = found
+    return SimpleNamespace(
+        directory=directory, prompts=prompts, expected=expected, texts=texts, logits=logits, best=best
+    )
 
 
 @pytest.fixture(scope="module")
@@ -286,14 +294,21 @@ def test_smollm2_chats(smol, smol_f32):
 
 
 def test_smollm2_logits(smol, smol_f32):
-    longest = max(range(len(CHATS)), key=lambda i: len(smol.texts[i]))
-    for i in {0, longest}:
-        assert error(smol_f32.logits(smol.texts[i]), smol.logits[i]) <= RTOL
+    for i, want in smol.logits.items():
+        assert error(smol_f32.logits(smol.texts[i]), want) <= RTOL
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_smollm2_logits_of_every_variant(smol, variant, monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", variant)
+    model = skipkv.load(smol.directory, dtype="f32", progress=False)
+    assert model._core.variant == variant
+    assert error(model.logits(smol.texts[0]), smol.logits[0]) <= RTOL
 
 
 def test_smollm2_greedy(smol, smol_f32):
-    outs = smol_f32.generate(CHATS, max_new_tokens=160, cache="f32", progress=False)
-    assert all(len(out.tokens) >= 40 for out in outs)
+    outs = smol_f32.generate(CHATS, max_new_tokens=NEW, cache="f32", progress=False)
+    assert len(outs) >= 10 and all(len(out.tokens) >= 40 for out in outs)
     assert check_greedy(outs, smol.expected) >= 400
 
 
@@ -301,6 +316,18 @@ def test_smollm2_greedy(smol, smol_f32):
 def test_smollm2_in_bf16_says_the_same(smol, cache):
     model = skipkv.load(smol.directory, dtype="bf16", progress=False)
     assert model.dtype == "bf16"
-    same = [model.logits(ids, cache=cache).argmax(1) == want.argmax(1) for ids, want in zip(smol.texts, smol.logits, strict=True)]  # fmt: skip
-    same = np.concatenate(same)
+    best = [model.logits(ids, cache=cache).argmax(1) for ids in smol.texts]
+    same = np.concatenate(best) == np.concatenate(smol.best)
     assert len(same) >= 2000 and same.mean() >= 0.99, f"{same.sum()} of {len(same)}"
+
+
+def test_the_comparison_of_speeds_runs():
+    script = Path(__file__).parent / "bench" / "compare.py"
+    command = [sys.executable, script, str(files("skipkv.tiny")), "--repeats", "1", "--steps", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [r["name"].split(",")[0] for r in found["results"]] == ["decode", "decode", "prefill of 512"]
+    for r in found["results"]:
+        fastest = min(r["seconds"]["bfloat16"], r["seconds"]["float32"])
+        assert r["ratio"] == fastest / r["seconds"]["ours"] and 0 < r["peak_share"] <= 1.5

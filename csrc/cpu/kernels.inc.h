@@ -21,7 +21,7 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
                 low = v_load(row), high = v_load(row + VW);
             } else {
                 const uint16_t *row = (const uint16_t *)(const void *)(w + (size_t)p * stride) + k * PANEL;
-                __builtin_prefetch(row + 1024);
+                if (T > 1) __builtin_prefetch(row + 1024); /* a lone token reads fast enough for the CPU to see the stream itself */
                 v_widen_pairs(row, &low, &high);
             }
             UNROLL for (int t = 0; t < T; t++) {
@@ -36,31 +36,35 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
     }
 }
 
-/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a few tokens need several to fill the
+/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four to fill the
  * multiply-add pipes. Every tile sums in the same order. */
 INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
                     size_t ld_y, int resume) {
-#define CASE(T, P)                                                          \
-    if (n == T && n_panels >= P && T <= MAX_TILE) {                         \
-        tile(T, P, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);         \
-        return P;                                                           \
+    if (n == 1 && n_panels >= 4) {
+        tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
+        return 4;
     }
-    CASE(1, 4)
-    CASE(2, 2)
-    CASE(1, 1)
-    CASE(2, 1)
-    CASE(3, 1)
-    CASE(4, 1)
-    CASE(5, 1)
-    CASE(6, 1)
+#define CASE(T)                                                                        \
+    case T:                                                                            \
+        if (T <= MAX_TILE) tile(T, 1, wide, w, stride, n_k, x, ld_x, y, ld_y, resume); \
+        break
+    switch (n) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
 #if defined(SKV_AVX512)
-    CASE(7, 1)
-    CASE(8, 1)
-    CASE(9, 1)
-    CASE(10, 1)
-    CASE(11, 1)
-    CASE(12, 1)
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
 #endif
+    default: break;
+    }
 #undef CASE
     return 1;
 }

@@ -1,0 +1,13 @@
+"""Pictures of traces and results, each one self-contained file that works offline and shows itself in Jupyter.
+
+Trace → encode: when each head gave up each position → deflated data block ┐
+Trace → encode: sentences, λ, α, bytes, scores if they fit ────────────────┼→ Page: kept, compare, survival
+page.html, page.css, *.js ─────────────────────────────────────────────────┘
+Outcomes or Fidelities → curves → Picture: curve
+"""
+
+from .curves import curve
+from .page import Page, Picture
+from .views import compare, kept, survival
+
+__all__ = ["Page", "Picture", "compare", "curve", "kept", "survival"]

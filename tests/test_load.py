@@ -1,0 +1,279 @@
+"""Loading: what it costs, what it refuses, what it leaves alone, and models beside each other."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import LLAMA, write
+from test_tables import CONFIG
+
+import skipkv
+from skipkv import _skipkv
+from skipkv.checkpoint import ModelConfig
+
+VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
+SOURCE = str(Path(skipkv.__file__).parents[1])
+
+
+def run(code, *arguments, **environment):
+    """Standard output of a fresh interpreter."""
+    environment = os.environ | {"PYTHONPATH": SOURCE} | {key: str(value) for key, value in environment.items()}
+    command = [sys.executable, "-B", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_tokenizer(directory, n):
+    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+
+
+# --- memory ---
+
+BIG = LLAMA | dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4,
+    vocab_size=16384,
+)  # fmt: skip
+PEAK = """
+import sys, skipkv
+def kilobytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key + ":"))
+skipkv.load("tiny", progress=False)  # libraries, threads
+before = kilobytes("VmRSS")
+model = skipkv.load(sys.argv[1], progress=False)
+print(model.dtype, (kilobytes("VmHWM") - before) * 1024, (kilobytes("VmRSS") - before) * 1024)
+"""
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one file", "shards"])
+def big(request, tmp_path_factory):
+    """A bf16 checkpoint of about 200 MB: directory, its bytes, those of its largest tensor."""
+    directory = tmp_path_factory.mktemp("big")
+    (directory / "config.json").write_text(json.dumps(BIG))
+    config = ModelConfig.from_json(directory / "config.json")
+    block = (np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.1).view(np.uint16)[1::2]
+    tensors = {
+        name: ("BF16", shape, np.resize(block, shape).tobytes()) for name, shape, _ in _skipkv.tensors(config.as_dict())
+    }
+    write(directory, BIG, tensors, shards=request.param)
+    write_tokenizer(directory, 16)
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    assert size > 180e6
+    return directory, size, max(len(raw) for _, _, raw in tensors.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_loading_holds_the_weights_about_once(big):
+    directory, size, largest = big
+    dtype, peak, after = run(PEAK, directory).split()
+    assert dtype == "bf16"
+    # Mapped pages count while they are mapped, so two copies of everything would be 2 x size.
+    assert 0.95 * size < int(peak) < 1.1 * size + largest
+    assert 0.95 * size < int(after) < 1.1 * size  # and of the file nothing stays
+
+
+# --- the variant of the kernels ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_environment_forces_a_variant(variant, monkeypatch, capsys):
+    monkeypatch.setenv("SKIPKV_CPU", variant)
+    model = skipkv.load("tiny", threads=2)
+    assert model._core.variant == variant and variant in repr(model)
+    # name, parameters, bytes
+    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {variant}, 2 threads\n"
+    captured = capsys.readouterr()
+    assert captured.err == expected and captured.out == ""
+    # Two bytes a weight, and four in the 9 norms of 256; the kernels pad the vocabulary to whole blocks of rows.
+    assert 0 <= model._core.n_bytes - (2 * 2479360 + 2 * 9 * 256) <= 2 * 256 * 64
+
+
+def test_the_best_variant_is_the_default(monkeypatch):
+    monkeypatch.delenv("SKIPKV_CPU", raising=False)
+    model = skipkv.load("tiny", progress=False)
+    assert model._core.variant == next(name for name in ("avx512", "avx2", "generic") if name in VARIANTS)
+
+
+def test_an_unknown_variant_is_refused(monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", "sse9")
+    with pytest.raises(skipkv.ConfigError) as error:
+        skipkv.load("tiny", progress=False)
+    assert str(error.value) == 'CPU variant "sse9" is unknown; allowed: generic, avx2, avx512'
+
+
+def test_without_progress_nothing_is_printed(capsys):
+    skipkv.load("tiny", progress=False)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+# --- parameters ---
+
+
+@pytest.mark.parametrize(
+    "options, kind, message",
+    [
+        (dict(device="cuda"), skipkv.BackendError, "device is 'cuda'; this version computes on the CPU only"),
+        (dict(device="gpu"), skipkv.BackendError, "device is 'gpu'; allowed: cpu"),
+        (dict(dtype="f16"), skipkv.ConfigError, "dtype is 'f16'; allowed: auto, f32, bf16"),
+        (dict(dtype=None), skipkv.ConfigError, "dtype is None; allowed: auto, f32, bf16"),
+        (dict(threads=0), skipkv.ConfigError, "threads is 0; allowed: integers from 1 to 1024"),
+        (dict(threads=1025), skipkv.ConfigError, "threads is 1025; allowed: integers from 1 to 1024"),
+        (dict(threads=True), skipkv.ConfigError, "threads is True; allowed: integers from 1 to 1024"),
+        (dict(threads=2.0), skipkv.ConfigError, "threads is 2.0; allowed: integers from 1 to 1024"),
+        (dict(threads="2"), skipkv.ConfigError, "threads is '2'; allowed: integers from 1 to 1024"),
+    ],
+)
+def test_bad_parameters(options, kind, message):
+    with pytest.raises(kind) as error:
+        skipkv.load("tiny", progress=False, **options)
+    assert type(error.value) is kind and str(error.value) == message
+
+
+@pytest.mark.parametrize("stored, auto", [("BF16", "bf16"), ("F16", "f32"), ("F32", "f32")])
+def test_auto_follows_the_file(tmp_path, stored, auto):
+    write(tmp_path, dtype=stored)
+    write_tokenizer(tmp_path, 40)
+    sizes = {}
+    for dtype in ("auto", "bf16", "f32"):
+        model = skipkv.load(tmp_path, dtype=dtype, progress=False)
+        assert model.dtype == (auto if dtype == "auto" else dtype) and model.name == tmp_path.name
+        sizes[dtype] = model._core.n_bytes
+    assert sizes["auto"] == sizes[auto] and sizes["bf16"] < sizes["f32"]
+
+
+def test_half_precision_is_widened_without_loss(tmp_path):
+    """A bf16 file gives the same logits as bf16 and as f32: every product is one of float32 numbers."""
+    write(tmp_path)
+    write_tokenizer(tmp_path, 40)
+    ids = np.random.default_rng(0).integers(0, 40, 100).tolist()
+    narrow, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False).logits(ids) for dtype in ("bf16", "f32"))
+    assert np.abs(narrow - wide).max() <= 1e-5 * np.abs(wide).max()
+
+
+# --- beside each other ---
+
+PROMPTS = [list(np.random.default_rng(i).integers(3, CONFIG["vocab"], 20 + 17 * i)) for i in range(6)]
+RUNS = [
+    dict(max_new_tokens=60, rows=4, stop_ids=()),
+    dict(max_new_tokens=90, rows=2, stop_ids=(), method="skipkv:budget=64,interval=16"),
+    dict(max_new_tokens=50, rows=3, stop_ids=(), temperature=0.8, seed=3, method="snapkv:budget=48,interval=16"),
+]
+
+
+def tokens(model, options):
+    return [out.tokens for out in model.generate(PROMPTS, progress=False, **options)]
+
+
+def test_calls_in_several_python_threads_give_what_each_gives_alone():
+    first, second = (skipkv.load("tiny", dtype=dtype, threads=2, progress=False) for dtype in ("bf16", "f32"))
+    jobs = [(model, options) for model in (first, second) for options in RUNS]
+    alone = [tokens(*job) for job in jobs]
+    together, barrier = [None] * len(jobs), threading.Barrier(len(jobs))
+
+    def work(i):
+        barrier.wait()
+        together[i] = tokens(*jobs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+    assert len({json.dumps(out) for out in alone}) == len(RUNS)  # one that got another's tokens would show
+
+
+def test_models_and_streams_may_be_interleaved():
+    one, other = (skipkv.load("tiny", threads=n, progress=False) for n in (1, 2))
+    alone = [tokens(one, options) for options in RUNS]
+    streams = [model.stream(PROMPTS, **options) for model in (one, other) for options in RUNS]
+    seen, open_streams = [{} for _ in streams], dict(enumerate(streams))
+    while open_streams:
+        for i, stream in list(open_streams.items()):
+            event = next(stream, None)
+            if event is None:
+                del open_streams[i]
+            elif event.generation:
+                seen[i][event.prompt] = event.generation.tokens
+    assert [[found[p] for p in range(len(PROMPTS))] for found in seen] == alone + alone
+
+
+def test_a_session_outlives_the_name_of_its_model():
+    model = skipkv.load("tiny", progress=False)
+    expected = tokens(model, RUNS[0])
+    stream = model.stream(PROMPTS, **RUNS[0])
+    next(stream)
+    del model
+    found = {event.prompt: event.generation.tokens for event in stream if event.generation}
+    assert [found[p] for p in range(len(PROMPTS))] == expected
+
+
+# --- side effects ---
+
+WATCH = """
+import os, signal, sys
+written, connected = [], []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        written.append(arguments[0])
+    if event.startswith("socket.connect") or event in ("subprocess.Popen", "os.mkdir", "os.rename", "os.remove"):
+        connected.append((event, arguments))
+sys.addaudithook(watch)
+import threading
+environment, handler = dict(os.environ), signal.getsignal(signal.SIGINT)
+import skipkv
+assert threading.active_count() == 1
+{then}
+assert dict(os.environ) == environment and signal.getsignal(signal.SIGINT) is handler
+heavy = {{"torch", "transformers", "matplotlib", "datasets", "ray", "accelerate"}} & set(sys.modules)
+assert not (heavy or written or connected), (heavy, written, connected)
+"""
+
+
+USE = 'skipkv.load("tiny", progress=False).generate("1", max_new_tokens=2, progress=False)'
+
+
+@pytest.mark.parametrize("then", ["", USE], ids=["import", "use"])
+def test_importing_changes_nothing_outside(tmp_path, monkeypatch, then):
+    monkeypatch.chdir(tmp_path)
+    assert run(WATCH.format(then=then), HOME=tmp_path, XDG_CACHE_HOME=tmp_path, HF_HOME=tmp_path / "hub") == ""
+    assert not list(tmp_path.iterdir())
+
+
+# --- the hub's local cache ---
+
+
+def test_a_hub_id_is_found_in_the_local_cache_offline(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--skipkv-test--small"
+    snapshot = cached / "snapshots" / revision
+    tensors = write(cached / "written", shards=2)
+    write_tokenizer(cached / "written", 40)
+    # As the hub's client lays it out: files are links to blobs.
+    snapshot.mkdir(parents=True)
+    (cached / "blobs").mkdir()
+    for i, file in enumerate(sorted((cached / "written").iterdir())):
+        file.rename(cached / "blobs" / f"blob{i}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob{i}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    code = """
+import skipkv
+model = skipkv.load("skipkv-test/small")
+print(model.name, model.generate([[1, 2]], max_new_tokens=3, stop_ids=(), progress=False)[0].tokens)
+"""
+    out = run(code, HF_HUB_OFFLINE=1, HF_HOME=tmp_path)
+    for i, file in enumerate(sorted(path.name for path in snapshot.iterdir())):
+        (tmp_path / file).write_bytes((cached / "blobs" / f"blob{i}").read_bytes())
+    expected = skipkv.load(tmp_path, progress=False).generate([[1, 2]], max_new_tokens=3, stop_ids=(), progress=False)
+    assert out == f"skipkv-test/small {expected[0].tokens}\n" and len(tensors) > 10
