@@ -231,6 +231,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--plot", metavar="FILE.png", help="needs matplotlib")
 
+    v = command("view", _view, "Draw what a recorded run kept, as one page that works offline.")
+    v.add_argument("trace", nargs="+", help="a .npz of generate --trace; two of the same text are compared")
+    v.add_argument("-o", "--out", required=True, metavar="FILE.html")
+
     steering = commands.add_parser("steer", help="Make, show and import steering vectors.")
     steer = steering.add_subparsers(dest="what", required=True)
 
