@@ -9,6 +9,8 @@ from .sentences import Sentences, flag_repeats, segment
 from .steering import Steering
 from .trace import Compaction, Trace
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BackendError", "CapacityError", "CheckpointError", "Compaction", "ConfigError", "Custom", "Error", "Event",
     "Full", "Generation", "H2O", "H2OLast", "Method", "Model", "RKV", "Random", "Replay", "Sampling", "Selection",

@@ -55,7 +55,7 @@ def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, se
         raise ConfigError(f"shape is {shape!r}; allowed: {', '.join(SHAPES)}")
     config = SHAPES[shape]
     count = _threads(threads)
-    core = _skipkv.Model(config.as_dict(), dtype, os.environ.get("SKIPKV_CPU"))
+    core = _skipkv.Model(config.as_dict(), dtype, os.environ.get("SKIPKV_CPU") or None)
     rng = np.random.default_rng(seed)
     for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
         if is_matrix:

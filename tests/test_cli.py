@@ -353,7 +353,7 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
 
 
 def process(*argv, stdout=subprocess.PIPE):
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-m", "skipkv", *argv]
     return subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment, stdout=stdout)
 

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import warnings
 import weakref
 from collections import deque
@@ -167,11 +168,13 @@ def alone(model, prompts, method, steering, prompt, sample, **options):
 @pytest.mark.parametrize("name", ALL)
 def test_samples_equal_separate_runs_whatever_the_rows(model, name):
     method = make(name)
-    prompts = [PROBLEMS[0], PROBLEMS[3] * 2, [5]]  # shorter and longer than the budget; one with nothing to share
+    # One that is steered, one longer than the budget, one with nothing to share.
+    prompts = [PROBLEMS[2] + "First\n\nNow", PROBLEMS[3] * 2, [5]]
     options = {"temperature": 4.0, "top_p": 0.9, "seed": 2, "trace": "scores", "stop": "W"}
     steering = Steering(VECTOR, 2, scope="all")
     expected = [alone(model, prompts, method, steering, p, s, **options) for p in range(3) for s in range(3)]
     assert len({tuple(out.tokens) for out in expected}) == 9 and len({len(out.tokens) for out in expected}) > 3
+    assert min(expected[0].trace.alphas) < expected[0].trace.n_prompt - 1
     for rows in (1, 2, 4, 32):
         same(run(model, prompts, method, steering, n=3, rows=rows, **options), expected)
     same(run(model, prompts, method, steering, **options), expected[::3])
@@ -523,10 +526,16 @@ def test_a_second_interrupt_raises_at_once(model, own_handler):
 
 
 def test_an_interrupt_from_outside(model, own_handler):
-    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def send():
+        while signal.getsignal(signal.SIGINT) is own_handler[0]:
+            time.sleep(0.01)  # until the run listens
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=send)
+    sender.start()
     outs = run(model, PROBLEMS[:20], rows=16, max_new_tokens=4000, stop_ids=[])
-    timer.join()
+    sender.join()
     assert [out.finish_reason for out in outs] == ["interrupted"] * 20 and own_handler[1] == []
     free = run(model, PROBLEMS[:1], max_new_tokens=8)[0].tokens
     assert outs[0].tokens[:8] == free[: len(outs[0].tokens)] and [out.stats for out in outs[16:]] == [None] * 4
