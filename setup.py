@@ -18,7 +18,16 @@ VARIANTS = {
 X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZE = os.environ.get("SKIPKV_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
-FLAGS = ["-std=c17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-fopenmp", "-Wall", "-Wextra"]
+FLAGS = [
+    "-std=c17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-fopenmp",
+    "-Wall",
+    "-Wextra",
+]
 
 
 class Build(build_ext):

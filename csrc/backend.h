@@ -20,7 +20,8 @@ typedef struct skv_matrix {
 } skv_matrix;
 
 /* The slots of one (row, layer, KV head): slot i is entry i % SKV_PAGE of pages[i / SKV_PAGE]. A page holds keys [SKV_PAGE, stride], values
- * [SKV_PAGE, stride] in the cache's type, positions [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; stride is head_dim rounded up to 16, zero beyond head_dim. */
+ * [SKV_PAGE, stride] in the cache's type, positions [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; stride is
+ * head_dim rounded up to 16, zero beyond head_dim. */
 typedef struct skv_head {
     char **pages;
     int32_t n_pages, n_slots;
@@ -35,10 +36,10 @@ typedef struct skv_cache_shape {
 
 /* n consecutive tokens of one row inside a flat batch, as one layer sees them. */
 typedef struct skv_span_view {
-    size_t first;      /* index of its first token in the batch */
+    size_t first; /* index of its first token in the batch */
     size_t n;
-    skv_head *heads;   /* [n_kv_heads] of this row and layer; slots for the n tokens are there already, the newest ones */
-    int32_t position;  /* of its first token */
+    skv_head *heads;  /* [n_kv_heads] of this row and layer; slots for the n tokens are there already, the newest ones */
+    int32_t position; /* of its first token */
 } skv_span_view;
 
 typedef struct skv_linear {
@@ -66,7 +67,8 @@ typedef struct skv_backend {
     /* Bytes of scratch floats a thread needs for attention with this cache. */
     size_t (*scratch)(const skv_cache_shape *cache, int32_t group);
 
-    /* w ← source [n_out, n_in] of any dtype, rounded to w->type (to nearest even) and laid out for `linear`. w->data is set, NULL if memory is out. */
+    /* w ← source [n_out, n_in] of any dtype, rounded to w->type (to nearest even) and laid out for `linear`. w->data is set, NULL if memory
+     * is out. */
     void (*pack)(const struct skv_backend *backend, skv_heap *heap, skv_matrix *w, const void *source, skv_dtype type, int n_threads);
 
     /* x[t, :] = table[tokens[t], :]; x [n, n_in] */
@@ -85,8 +87,8 @@ typedef struct skv_backend {
     void (*append)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_kv_heads,
                    const float *k, const float *v);
 
-    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own; q, out [n, n_heads, head_dim].
-     * Reduced page by page in slot order. */
+    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own; q, out [n, n_heads,
+     * head_dim]. Reduced page by page in slot order. */
     void (*attention)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
                       size_t n_kv_heads, const float *q, float *out);
 
@@ -99,7 +101,8 @@ typedef struct skv_backend {
     /* x += alpha y; both [n] */
     void (*add_scaled)(const skv_exec *exec, float *x, const float *y, float alpha, size_t n);
 
-    /* Every slot's sum += Σ of the probabilities that the spans' queries give it (h2o); q [n, n_heads, head_dim], logits [n_threads, 2, ld] scratch */
+    /* Every slot's sum += Σ of the probabilities that the spans' queries give it (h2o); q [n, n_heads, head_dim], logits [n_threads, 2, ld]
+     * scratch */
     void (*receive)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
                     size_t n_kv_heads, const float *q, float *logits, size_t ld);
 

@@ -9,7 +9,8 @@ skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type, boo
                              .head_dim = config->head_dim,
                              .stride = stride,
                              .sums = sums,
-                             .page_bytes = SKV_PAGE * (2 * (size_t)stride * skv_dtype_size(type) + sizeof(int32_t) + (sums ? sizeof(float) : 0))};
+                             .page_bytes =
+                                 SKV_PAGE * (2 * (size_t)stride * skv_dtype_size(type) + sizeof(int32_t) + (sums ? sizeof(float) : 0))};
 }
 
 /* Adds a chunk of n pages to the pool. */
@@ -40,8 +41,8 @@ static bool grow(skv_cache *c, size_t n) {
 skv_status skv_cache_reserve(skv_cache *c, size_t n, skv_error *error) {
     const size_t total = skv_add(c->n_reserved, n), bytes = skv_mul(total, c->shape.page_bytes);
     if (bytes > c->limit_bytes)
-        return skv_fail(error, SKV_CAPACITY, "the cache needs %zu bytes with %zu in use; memory_limit is %zu", skv_mul(n, c->shape.page_bytes),
-                        c->n_reserved * c->shape.page_bytes, c->limit_bytes);
+        return skv_fail(error, SKV_CAPACITY, "the cache needs %zu bytes with %zu in use; memory_limit is %zu",
+                        skv_mul(n, c->shape.page_bytes), c->n_reserved * c->shape.page_bytes, c->limit_bytes);
     if (total > c->n_pages && !grow(c, total - c->n_pages))
         return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of cache", skv_mul(n, c->shape.page_bytes));
     c->n_reserved = total;

@@ -11,7 +11,7 @@ typedef struct skv_cache {
     size_t limit_bytes; /* of the pool; SIZE_MAX: none */
     char **chunks;      /* what the pool is made of */
     size_t n_chunks;
-    char **free_pages; /* a stack */
+    char **free_pages;                              /* a stack */
     size_t n_free, n_pages, n_reserved, peak_pages; /* peak: most in use at once */
 } skv_cache;
 

@@ -25,9 +25,7 @@ typedef struct skv_config {
 } skv_config;
 
 /* Bytes of one element; 0 for an unknown type. */
-static inline size_t skv_dtype_size(skv_dtype type) {
-    return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 0;
-}
+static inline size_t skv_dtype_size(skv_dtype type) { return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 0; }
 
 /* Refuses dimensions that the core cannot hold (see LIMIT in families.c) or that do not fit together. */
 skv_status skv_config_check(const skv_config *config, skv_error *error);

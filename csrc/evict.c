@@ -17,10 +17,11 @@ static size_t lay_out(const skv_session *s, workspace *w, float *block, size_t n
     const skv_config *c = &s->model->config;
     const size_t stride = (size_t)s->cache.shape.stride, row = (n_slots + 47) / 16 * 16, window = (size_t)s->method.window;
     float *unused;
-    float **const parts[] = {&w->keys, &w->queries, &w->sums, &w->importance, &w->redundancy, &w->penalty, &w->score, &w->scratch, &w->work, &unused, &unused, &unused};
+    float **const parts[] = {&w->keys,  &w->queries, &w->sums, &w->importance, &w->redundancy, &w->penalty,
+                             &w->score, &w->scratch, &w->work, &unused,        &unused,        &unused};
     int32_t **const integers[] = {&w->positions, &w->slots, &w->keep};
-    const size_t sizes[] = {n_slots * stride, window * (size_t)(c->n_heads / c->n_kv_heads) * stride, row, row, row, row, row, 2 * row,
-                            s->model->backend->score_work(n_slots, stride, window), row, row, row};
+    const size_t sizes[] = {n_slots * stride, window * (size_t)(c->n_heads / c->n_kv_heads) * stride, row, row, row, row, row,
+                            2 * row,          s->model->backend->score_work(n_slots, stride, window), row, row, row};
     size_t at = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         if (block && i < 9) *parts[i] = block + at;
@@ -64,8 +65,8 @@ static int by_descending_score(const void *a, const void *b) {
     return x->score != y->score ? (x->score < y->score) - (x->score > y->score) : (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-size_t skv_select(const float *score, const int32_t *positions, size_t n_slots, size_t n_newest, int32_t first, size_t budget, bool by_score, float *scratch,
-                  int32_t *keep) {
+size_t skv_select(const float *score, const int32_t *positions, size_t n_slots, size_t n_newest, int32_t first, size_t budget,
+                  bool by_score, float *scratch, int32_t *keep) {
     const size_t window = n_slots < n_newest ? 0 : n_slots - n_newest;
     size_t free_slots = 0, kept = 0;
     for (size_t j = 0; j < window; j++)
@@ -107,7 +108,9 @@ static void list_held(const skv_row *r, size_t head, size_t n_slots, int32_t *sl
     for (size_t i = 0; i < n_slots; i++) slots[i] = i < (size_t)held->n ? held->slots[i] : held->end + (int32_t)i - held->n;
 }
 
-static bool is_due(const skv_session *s, const skv_row *r, size_t head) { return held_slots(r, head) >= (size_t)skv_row_budget(s, r, head); }
+static bool is_due(const skv_session *s, const skv_row *r, size_t head) {
+    return held_slots(r, head) >= (size_t)skv_row_budget(s, r, head);
+}
 
 static size_t newest_of(const skv_session *s, const skv_row *r, size_t head) {
     return (size_t)s->method.policy->newest(&s->method, skv_row_budget(s, r, head));
@@ -125,8 +128,14 @@ static size_t record_bytes(const skv_session *s, const skv_row *r, size_t n_slot
     return sizeof(skv_record) + 4 * (kept + arrays * (n_slots > newest ? n_slots - newest : 0));
 }
 
-static void write_record(const skv_session *s, int32_t row, size_t layer, size_t head, const skv_scoring *scoring, const workspace *w, size_t kept, char *to) {
-    skv_record record = {.row = row, .step = s->rows[row].n_tokens, .layer = (int32_t)layer, .head = (int32_t)head, .n_before = (int32_t)scoring->n_slots, .n_kept = (int32_t)kept};
+static void write_record(const skv_session *s, int32_t row, size_t layer, size_t head, const skv_scoring *scoring, const workspace *w,
+                         size_t kept, char *to) {
+    skv_record record = {.row = row,
+                         .step = s->rows[row].n_tokens,
+                         .layer = (int32_t)layer,
+                         .head = (int32_t)head,
+                         .n_before = (int32_t)scoring->n_slots,
+                         .n_kept = (int32_t)kept};
     const bool scores = s->trace_level == SKV_TRACE_SCORES;
     record.n_candidates = (int32_t)scoring->n_candidates, record.given = given(s), record.scored = scores;
     memcpy(to, &record, sizeof record);
@@ -144,7 +153,8 @@ static void write_record(const skv_session *s, int32_t row, size_t layer, size_t
 /* The row's newest queries of one KV head's group, oldest first; returns how many. */
 static size_t load_queries(const skv_session *s, const skv_row *r, size_t layer, size_t head, float *queries) {
     const skv_config *c = &s->model->config;
-    const size_t window = (size_t)s->method.window, dim = (size_t)c->head_dim, stride = (size_t)s->cache.shape.stride, n_heads = (size_t)c->n_heads;
+    const size_t window = (size_t)s->method.window, dim = (size_t)c->head_dim, stride = (size_t)s->cache.shape.stride,
+                 n_heads = (size_t)c->n_heads;
     const size_t group = n_heads / (size_t)c->n_kv_heads, n = (size_t)r->n_tokens < window ? (size_t)r->n_tokens : window;
     for (size_t i = 0; i < n; i++)
         for (size_t g = 0; g < group; g++) {
@@ -159,7 +169,8 @@ static size_t load_queries(const skv_session *s, const skv_row *r, size_t layer,
 /* Leaves only the slots w->keep in a head, really or virtually. */
 static void compact(skv_session *s, skv_row *r, size_t head, size_t n_slots, const workspace *w, size_t kept) {
     if (!r->held) {
-        if (kept < n_slots || (s->method.compat & SKV_COMPAT_SCORE_ORDER)) s->model->backend->compact(&s->cache.shape, r->heads + head, w->keep, kept, w->work);
+        if (kept < n_slots || (s->method.compat & SKV_COMPAT_SCORE_ORDER))
+            s->model->backend->compact(&s->cache.shape, r->heads + head, w->keep, kept, w->work);
         return;
     }
     /* w->slots lists what was held; keep may be in any order, so the new list is made beside it. */
@@ -183,19 +194,36 @@ static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_tas
         const size_t head = layer * n_kv + h, n_slots = held_slots(r, head), newest = newest_of(s, r, head);
         if (!is_due(s, r, head)) continue;
         if (r->held) list_held(r, head, n_slots, w.slots);
-        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys, w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
-        skv_scoring scoring = {.backend = s->model->backend, .method = &s->method, .layer = layer, .head = h, .n_kv_heads = n_kv,
-                               .group = (size_t)(c->n_heads / c->n_kv_heads), .n_slots = n_slots, .n_candidates = n_slots > newest ? n_slots - newest : 0,
-                               .dim = (size_t)c->head_dim, .stride = (size_t)s->cache.shape.stride, .keys = w.keys, .positions = w.positions, .sums = w.sums,
-                               .queries = w.queries, .penalties = r->tracker.penalties, .n_penalties = r->lost && r->lost[head] ? 0 : r->tracker.n_penalties,
-                               .sequence = r->sequence, .importance = w.importance, .redundancy = w.redundancy, .penalty = w.penalty, .score = w.score,
+        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys,
+                                  w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
+        skv_scoring scoring = {.backend = s->model->backend,
+                               .method = &s->method,
+                               .layer = layer,
+                               .head = h,
+                               .n_kv_heads = n_kv,
+                               .group = (size_t)(c->n_heads / c->n_kv_heads),
+                               .n_slots = n_slots,
+                               .n_candidates = n_slots > newest ? n_slots - newest : 0,
+                               .dim = (size_t)c->head_dim,
+                               .stride = (size_t)s->cache.shape.stride,
+                               .keys = w.keys,
+                               .positions = w.positions,
+                               .sums = w.sums,
+                               .queries = w.queries,
+                               .penalties = r->tracker.penalties,
+                               .n_penalties = r->lost && r->lost[head] ? 0 : r->tracker.n_penalties,
+                               .sequence = r->sequence,
+                               .importance = w.importance,
+                               .redundancy = w.redundancy,
+                               .penalty = w.penalty,
+                               .score = w.score,
                                .work = w.work};
         if (needs & SKV_NEEDS_QUERIES) scoring.n_queries = load_queries(s, r, layer, h, w.queries);
         if (!s->method.policy->score(&scoring)) return false;
         task->n_pairs += scoring.n_pairs;
         if ((needs & SKV_SHARED) && h + 1 < n_kv) continue;
-        const size_t kept = skv_select(w.score, w.positions, n_slots, newest, skv_method_protected(&s->method, r->n_prompt), (size_t)skv_row_budget(s, r, head),
-                                       s->method.compat & SKV_COMPAT_SCORE_ORDER, w.scratch, w.keep);
+        const size_t kept = skv_select(w.score, w.positions, n_slots, newest, skv_method_protected(&s->method, r->n_prompt),
+                                       (size_t)skv_row_budget(s, r, head), s->method.compat & SKV_COMPAT_SCORE_ORDER, w.scratch, w.keep);
         for (size_t shared = needs & SKV_SHARED ? 0 : h; shared <= h; shared++) {
             if (s->trace_level) {
                 write_record(s, row, layer, shared, &scoring, &w, kept, trace);
@@ -208,8 +236,8 @@ static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_tas
     return true;
 }
 
-/* Vectors of sentences that no head holds a slot of are freed (not where sets are virtual); a head that holds none of any is lost to the penalty
- * (official). */
+/* Vectors of sentences that no head holds a slot of are freed (not where sets are virtual); a head that holds none of any is lost to the
+ * penalty (official). */
 static void prune(const skv_session *s, skv_row *r) {
     skv_tracker *t = &r->tracker;
     const size_t n = t->n_compared, n_heads = (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
@@ -220,7 +248,8 @@ static void prune(const skv_session *s, skv_row *r) {
         const size_t n_slots = held_slots(r, h);
         bool any = false;
         if (r->held) list_held(r, h, n_slots, w.slots);
-        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions, NULL);
+        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions,
+                                  NULL);
         for (size_t i = 0, sentence = 0; i < n_slots; i++) {
             if (i && w.positions[i] < w.positions[i - 1]) sentence = 0; /* slots in order of score */
             while (sentence < n && t->sentences[sentence].last < w.positions[i]) sentence++;
@@ -294,7 +323,8 @@ skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
         for (size_t i = 0; i < n_due * n_layers; i++) {
             s->tasks[i].failed = caller && i % n_layers && s->tasks[i - 1].failed; /* what is left of a failed row */
             if (!s->tasks[i].failed)
-                s->tasks[i].failed = !evict_layer(s, s->due[i / n_layers], i % n_layers, s->tasks + i, s->scoring + (size_t)omp_get_thread_num() * s->scoring_per_thread);
+                s->tasks[i].failed = !evict_layer(s, s->due[i / n_layers], i % n_layers, s->tasks + i,
+                                                  s->scoring + (size_t)omp_get_thread_num() * s->scoring_per_thread);
         }
         for (size_t i = n_due; i-- > 0;) { /* the last first: records that are cut out move those behind them */
             s->rows[s->due[i]].failed = s->tasks[(i + 1) * n_layers - 1].failed;
@@ -309,7 +339,8 @@ skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
         failed |= s->rows[s->due[i]].failed;
         skv_row *r = s->rows + s->due[i];
         skv_row_shrink(s, r);
-        if (!skv_tracker_reserve(&r->tracker, (size_t)s->method.interval)) return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
+        if (!skv_tracker_reserve(&r->tracker, (size_t)s->method.interval))
+            return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
     }
     clock_gettime(CLOCK_MONOTONIC, &end);
     s->evict_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);

@@ -34,8 +34,8 @@ skv_status skv_config_check(const skv_config *c, skv_error *error) {
     if (c->head_dim % 2 || c->head_dim > 512)
         return skv_fail(error, SKV_CONFIG, "config: head_dim is %d; allowed: even numbers up to 512", c->head_dim);
     if ((int64_t)c->n_heads * c->head_dim > LIMIT)
-        return skv_fail(error, SKV_CONFIG, "config: n_heads × head_dim is %lld; allowed: up to %d",
-                        (long long)c->n_heads * c->head_dim, LIMIT);
+        return skv_fail(error, SKV_CONFIG, "config: n_heads × head_dim is %lld; allowed: up to %d", (long long)c->n_heads * c->head_dim,
+                        LIMIT);
     if (!(c->norm_eps >= 0) || !(c->norm_eps < 1))
         return skv_fail(error, SKV_CONFIG, "config: norm_eps is %g; allowed: 0 to 1", (double)c->norm_eps);
     if (!(c->rope_theta > 0) || !isfinite(c->rope_theta))
@@ -44,7 +44,8 @@ skv_status skv_config_check(const skv_config *c, skv_error *error) {
         return skv_fail(error, SKV_CONFIG, "config: rope_factor is %g; it must be positive", c->rope_factor);
     if (c->rope_type == SKV_ROPE_LLAMA3 &&
         !(c->rope_low_freq_factor > 0 && c->rope_high_freq_factor > c->rope_low_freq_factor && c->rope_original_context > 0))
-        return skv_fail(error, SKV_CONFIG, "config: llama3 rope needs 0 < low_freq_factor < high_freq_factor and original_context > 0; found %g, %g, %g",
+        return skv_fail(error, SKV_CONFIG,
+                        "config: llama3 rope needs 0 < low_freq_factor < high_freq_factor and original_context > 0; found %g, %g, %g",
                         c->rope_low_freq_factor, c->rope_high_freq_factor, c->rope_original_context);
     return SKV_OK;
 }

@@ -7,12 +7,14 @@
 #include "evict.h"
 
 /* Refuses a batch that the session cannot take; returns its number of tokens through *n_tokens. */
-static skv_status check(const skv_session *s, const skv_span *spans, size_t n_spans, const int32_t *tokens, size_t *n_tokens, skv_error *error) {
+static skv_status check(const skv_session *s, const skv_span *spans, size_t n_spans, const int32_t *tokens, size_t *n_tokens,
+                        skv_error *error) {
     size_t n = 0;
     if (n_spans > s->n_rows) return skv_fail(error, SKV_CONFIG, "%zu spans for %zu rows", n_spans, s->n_rows);
     for (size_t i = 0; i < n_spans; i++) {
         const int32_t row = spans[i].row;
-        if (row < 0 || (size_t)row >= s->n_rows || !s->rows[row].open) return skv_fail(error, SKV_CONFIG, "span %zu: row %d is not open", i, row);
+        if (row < 0 || (size_t)row >= s->n_rows || !s->rows[row].open)
+            return skv_fail(error, SKV_CONFIG, "span %zu: row %d is not open", i, row);
         if (s->rows[row].failed) return skv_fail(error, SKV_CONFIG, "span %zu: row %d ended when its custom score failed", i, row);
         for (size_t j = 0; j < i; j++)
             if (spans[j].row == row) return skv_fail(error, SKV_CONFIG, "spans %zu and %zu: both feed row %d", j, i, row);
@@ -21,7 +23,8 @@ static skv_status check(const skv_session *s, const skv_span *spans, size_t n_sp
                             s->rows[row].capacity - s->rows[row].n_tokens);
         const int32_t chunk = skv_row_chunk(s, row, spans[i].n);
         if (chunk < spans[i].n)
-            return skv_fail(error, SKV_CONFIG, "span %zu: %d tokens for row %d, which may be compacted after %d", i, spans[i].n, row, chunk);
+            return skv_fail(error, SKV_CONFIG, "span %zu: %d tokens for row %d, which may be compacted after %d", i, spans[i].n, row,
+                            chunk);
         n += (size_t)spans[i].n;
     }
     if (n > s->max_tokens) return skv_fail(error, SKV_CONFIG, "%zu tokens in one forward; this session allows %zu", n, s->max_tokens);
@@ -55,7 +58,8 @@ static void remember_queries(skv_session *s, const skv_span *spans, size_t n_spa
         const skv_span_view *view = s->views + j;
         float *ring = s->rows[spans[j].row].ring;
         for (size_t t = view->n > window ? view->n - window : 0; ring && t < view->n; t++)
-            memcpy(ring + (index * window + ((size_t)view->position + t) % window) * width, s->q + (view->first + t) * width, width * sizeof *ring);
+            memcpy(ring + (index * window + ((size_t)view->position + t) % window) * width, s->q + (view->first + t) * width,
+                   width * sizeof *ring);
     }
 }
 
@@ -75,7 +79,8 @@ static skv_status read_tokens(skv_session *s, const skv_span *spans, size_t n_sp
     for (size_t j = 0; j < n_spans; j++) {
         skv_row *r = s->rows + spans[j].row;
         /* A decode step finds its room already there: it was made at the last point of the grid. A prompt has none before its end. */
-        if ((spans[j].n > 1 || r->n_tokens < r->n_prompt) && !skv_tracker_reserve(&r->tracker, (size_t)spans[j].n + (size_t)s->method.interval))
+        if ((spans[j].n > 1 || r->n_tokens < r->n_prompt) &&
+            !skv_tracker_reserve(&r->tracker, (size_t)spans[j].n + (size_t)s->method.interval))
             return skv_fail(error, SKV_CAPACITY, "out of memory for the sentences of %d tokens", spans[j].n);
     }
     for (size_t j = 0; j < n_spans; j++) {
@@ -110,7 +115,8 @@ static void layer(skv_session *s, const skv_layer *l, const skv_span *spans, siz
     ops->rope(exec, s->q, n, n_heads, dim, s->cosine, s->sine);
     ops->rope(exec, s->k, n, n_kv, dim, s->cosine, s->sine);
     ops->append(exec, &s->cache.shape, s->views, n_spans, n_kv, s->k, s->v);
-    if (skv_method_needs(&s->method) & SKV_NEEDS_SUMS) ops->receive(exec, &s->cache.shape, s->views, n_spans, n_heads, n_kv, s->q, s->received, s->received_ld);
+    if (skv_method_needs(&s->method) & SKV_NEEDS_SUMS)
+        ops->receive(exec, &s->cache.shape, s->views, n_spans, n_heads, n_kv, s->q, s->received, s->received_ld);
     remember_queries(s, spans, n_spans, (size_t)(l - s->model->layers));
     ops->attention(exec, &s->cache.shape, s->views, n_spans, n_heads, n_kv, s->q, s->mixed);
     ops->linear(exec, (skv_linear[]){{&l->o, l->o_bias, s->y}}, 1, s->mixed, n);
@@ -152,7 +158,8 @@ skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, co
         if (skv_row_on_grid(s, r, r->n_tokens)) s->due[n_due++] = spans[j].row;
     }
     if (!every) { /* the last tokens move up: token index ≥ span index, so nothing is overwritten before it is read */
-        for (size_t j = 0; j < n_spans; j++) memmove(s->y + j * hidden, s->y + (s->views[j].first + s->views[j].n - 1) * hidden, hidden * sizeof *s->y);
+        for (size_t j = 0; j < n_spans; j++)
+            memmove(s->y + j * hidden, s->y + (s->views[j].first + s->views[j].n - 1) * hidden, hidden * sizeof *s->y);
         n = n_spans;
     }
     if (logits) s->model->backend->linear(&s->exec, (skv_linear[]){{skv_model_head(s->model), NULL, logits}}, 1, s->y, n);

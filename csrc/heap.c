@@ -26,9 +26,7 @@ size_t skv_add(size_t a, size_t b) {
     return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
 }
 
-static char *align_up(char *p, size_t alignment) {
-    return p + (alignment - (uintptr_t)p % alignment) % alignment;
-}
+static char *align_up(char *p, size_t alignment) { return p + (alignment - (uintptr_t)p % alignment) % alignment; }
 
 void *skv_alloc(skv_heap *heap, size_t count, size_t size) {
     size = skv_mul(count, size);

@@ -7,9 +7,9 @@
 #include <stdint.h>
 
 typedef struct skv_heap {
-    size_t live_bytes;  /* allocated and not yet freed, headers left out */
+    size_t live_bytes; /* allocated and not yet freed, headers left out */
     size_t peak_bytes;
-    uint64_t n_calls;   /* of alloc and free together */
+    uint64_t n_calls; /* of alloc and free together */
 } skv_heap;
 
 /* count × size zeroed bytes, aligned to 64; NULL if the product overflows or memory is out. A count of 0 gives a valid pointer. */

@@ -8,8 +8,9 @@
 extern const skv_policy skv_policy_full, skv_policy_streaming, skv_policy_h2o, skv_policy_h2o_last, skv_policy_snapkv, skv_policy_rkv,
     skv_policy_skipkv, skv_policy_random, skv_policy_custom;
 
-const skv_policy *const skv_policies[] = {&skv_policy_full,   &skv_policy_streaming, &skv_policy_h2o,    &skv_policy_h2o_last, &skv_policy_snapkv,
-                                          &skv_policy_rkv,    &skv_policy_skipkv,    &skv_policy_random, &skv_policy_custom,   NULL};
+const skv_policy *const skv_policies[] = {
+    &skv_policy_full, &skv_policy_streaming, &skv_policy_h2o,    &skv_policy_h2o_last, &skv_policy_snapkv,
+    &skv_policy_rkv,  &skv_policy_skipkv,    &skv_policy_random, &skv_policy_custom,   NULL};
 
 const skv_parameter skv_parameters[] = {
     {"budget", 'i', true, 1, 1 << 24, 0, "slots that a KV head keeps after a compaction"},
@@ -55,7 +56,10 @@ skv_status skv_method_set(skv_method *m, const char *name, double value, skv_err
             snprintf(text, sizeof text, "%.*g", digits, value);
             if (strtod(text, NULL) == value) break;
         }
-        return skv_fail(error, SKV_CONFIG, "%s is %s; allowed: %s from %.17g to %.17g", name, text, odd ? "odd integers" : whole ? "integers" : "numbers",
+        return skv_fail(error, SKV_CONFIG, "%s is %s; allowed: %s from %.17g to %.17g", name, text,
+                        odd     ? "odd integers"
+                        : whole ? "integers"
+                                : "numbers",
                         p->low, p->high);
     }
     const struct {
@@ -89,8 +93,10 @@ skv_status skv_method_check(const skv_method *m, size_t n_budgets, size_t n_kv_h
             return skv_fail(error, SKV_CONFIG, "budget is %d; allowed: more than the %d newest slots that %s always keeps", budget, newest,
                             m->policy->name);
         if ((m->policy->needs & SKV_SHARED) && budget != m->budgets[i / n_kv_heads * n_kv_heads])
-            return skv_fail(error, SKV_CONFIG, "budget differs between the KV heads of layer %zu; allowed: one number a layer, as %s keeps one set for all heads",
-                            i / n_kv_heads, m->policy->name);
+            return skv_fail(
+                error, SKV_CONFIG,
+                "budget differs between the KV heads of layer %zu; allowed: one number a layer, as %s keeps one set for all heads",
+                i / n_kv_heads, m->policy->name);
     }
     return skv_method_check_prompt(m, n_budgets, 0, 0, error);
 }
@@ -103,7 +109,8 @@ skv_status skv_method_check_prompt(const skv_method *m, size_t n_budgets, int32_
         /* Where none of the newest are protected, or padding takes from the budget, one slot at least must be left to choose. */
         const int32_t least = first + newest + (newest == 0 || reserve > 0);
         if (budget < least)
-            return skv_fail(error, SKV_CONFIG, "budget is %d%s; allowed: at least %d, as the first %d positions and the %d newest slots are protected", budget,
+            return skv_fail(error, SKV_CONFIG,
+                            "budget is %d%s; allowed: at least %d, as the first %d positions and the %d newest slots are protected", budget,
                             reserve ? " after the padding reserve" : "", least, first, newest);
     }
     return SKV_OK;

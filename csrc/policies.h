@@ -73,7 +73,7 @@ struct skv_scoring {
     size_t n_queries;
     const skv_penalty *penalties;
     size_t n_penalties;
-    const int64_t *sequence; /* [2]: prompt index, sample index */
+    const int64_t *sequence;                          /* [2]: prompt index, sample index */
     float *importance, *redundancy, *penalty, *score; /* [L]; the first three as the policy gives them */
     float *work;                                      /* skv_backend.score_work floats */
     uint64_t n_pairs;                                 /* pairs of keys compared, counted up */

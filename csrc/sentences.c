@@ -109,7 +109,8 @@ static bool is_run(const skv_vocabulary *v, int32_t a, int32_t b, int32_t c) {
 static bool ends_marker(const skv_tracker *t, int32_t position) {
     const skv_vocabulary *v = t->vocabulary;
     const int32_t *id = t->recent + SKV_WAY - 1, length = position - t->first + 1;
-    return (v->flags[id[0]] & SKV_MARKER) || (length >= 2 && is_run(v, -1, id[-1], id[0])) || (length >= 3 && is_run(v, id[-2], id[-1], id[0]));
+    return (v->flags[id[0]] & SKV_MARKER) || (length >= 2 && is_run(v, -1, id[-1], id[0])) ||
+           (length >= 3 && is_run(v, id[-2], id[-1], id[0]));
 }
 
 skv_mark skv_tracker_read(skv_tracker *t, int32_t token, bool *inside) {
@@ -145,7 +146,8 @@ skv_mark skv_tracker_read(skv_tracker *t, int32_t token, bool *inside) {
         t->marked = false;
         return SKV_MARK_EXTEND;
     }
-    t->sentences[t->n_sentences++] = (skv_sentence){.first = t->first, .last = position, .closed = position, .vector = -1, .thought = t->marked};
+    t->sentences[t->n_sentences++] =
+        (skv_sentence){.first = t->first, .last = position, .closed = position, .vector = -1, .thought = t->marked};
     t->n_thoughts += t->marked && (*inside || (t->compat & SKV_COMPAT_THOUGHTS_ANYWHERE));
     t->first = position + 1;
     t->marked = false;

@@ -16,10 +16,16 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *options,
     skv_heap heap = {0};
     skv_session *s = skv_alloc(&heap, 1, sizeof *s);
     if (!s) goto out_of_memory;
-    *s = (skv_session){.model = model, .heap = heap, .n_rows = options->n_rows, .max_tokens = n, .method = options->method,
-                       .vocabulary = options->vocabulary, .trace_level = options->trace};
+    *s = (skv_session){.model = model,
+                       .heap = heap,
+                       .n_rows = options->n_rows,
+                       .max_tokens = n,
+                       .method = options->method,
+                       .vocabulary = options->vocabulary,
+                       .trace_level = options->trace};
     s->cache = (skv_cache){.shape = skv_cache_shape_of(c, options->cache_type, skv_method_needs(&options->method) & SKV_NEEDS_SUMS),
-                           .heap = &s->heap, .limit_bytes = options->limit_bytes};
+                           .heap = &s->heap,
+                           .limit_bytes = options->limit_bytes};
     s->exec = (skv_exec){.backend = model->backend, .n_threads = options->n_threads};
     s->exec.scratch_per_thread = (model->backend->scratch(&s->cache.shape, c->n_heads / c->n_kv_heads) + 15) / 16 * 16;
     s->exec.scratch = floats(s, (size_t)options->n_threads, s->exec.scratch_per_thread);
@@ -41,8 +47,8 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *options,
     s->up = floats(s, n, (size_t)c->ffn);
     s->cosine = floats(s, n, (size_t)c->head_dim / 2);
     s->sine = floats(s, n, (size_t)c->head_dim / 2);
-    if (!(s->exec.scratch && s->rows && s->views && s->due && s->tasks && s->budgets && s->marks && s->steered && s->alphas && s->x && s->y && s->q && s->mixed && s->k &&
-          s->v && s->gate && s->up && s->cosine && s->sine))
+    if (!(s->exec.scratch && s->rows && s->views && s->due && s->tasks && s->budgets && s->marks && s->steered && s->alphas && s->x &&
+          s->y && s->q && s->mixed && s->k && s->v && s->gate && s->up && s->cosine && s->sine))
         goto out_of_memory;
     for (size_t h = 0; h < n_heads; h++) s->budgets[h] = options->method.budgets ? options->method.budgets[h] : 0;
     s->method.budgets = s->budgets;
@@ -59,8 +65,29 @@ void skv_session_free(skv_session *s) {
     for (size_t r = 0; s->rows && r < s->n_rows; r++)
         if (s->rows[r].open) skv_row_close(s, (int32_t)r);
     skv_cache_free(&s->cache);
-    void *const blocks[] = {s->exec.scratch, s->exec.partials, s->rows, s->views, s->due, s->tasks, s->budgets, s->marks, s->steered, s->alphas, s->x, s->y, s->q, s->mixed,
-                            s->k, s->v, s->gate, s->up, s->cosine, s->sine, s->scoring, s->received, s->trace.bytes};
+    void *const blocks[] = {s->exec.scratch,
+                            s->exec.partials,
+                            s->rows,
+                            s->views,
+                            s->due,
+                            s->tasks,
+                            s->budgets,
+                            s->marks,
+                            s->steered,
+                            s->alphas,
+                            s->x,
+                            s->y,
+                            s->q,
+                            s->mixed,
+                            s->k,
+                            s->v,
+                            s->gate,
+                            s->up,
+                            s->cosine,
+                            s->sine,
+                            s->scoring,
+                            s->received,
+                            s->trace.bytes};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&s->heap, blocks[i]);
     skv_heap heap = s->heap;
     skv_free(&heap, s);
@@ -81,7 +108,9 @@ static size_t row_pages(const skv_session *s, int32_t capacity, int32_t n_prompt
     return pages;
 }
 
-size_t skv_row_bytes(const skv_session *s, int32_t capacity, int32_t n_prompt) { return row_pages(s, capacity, n_prompt) * s->cache.shape.page_bytes; }
+size_t skv_row_bytes(const skv_session *s, int32_t capacity, int32_t n_prompt) {
+    return row_pages(s, capacity, n_prompt) * s->cache.shape.page_bytes;
+}
 
 void skv_row_shrink(skv_session *s, skv_row *r) {
     const size_t pages = row_pages(s, r->capacity, 0);
@@ -184,14 +213,16 @@ static bool copy_steering(skv_session *s, skv_row *r, const skv_steering *from) 
 }
 
 skv_status skv_row_open(skv_session *s, const skv_row_options *o, int32_t *row, skv_error *error) {
-    const skv_row shape = {.capacity = o->capacity, .n_prompt = o->n_prompt, .reserve = o->reserve, .sequence = {o->sequence[0], o->sequence[1]}};
+    const skv_row shape = {
+        .capacity = o->capacity, .n_prompt = o->n_prompt, .reserve = o->reserve, .sequence = {o->sequence[0], o->sequence[1]}};
     if (o->steering.vector && (o->steering.layer < 0 || o->steering.layer >= s->model->config.n_layers))
         return skv_fail(error, SKV_CONFIG, "steering layer is %d; allowed: 0 to %d", o->steering.layer, s->model->config.n_layers - 1);
     if (open_row(s, &shape, row, error)) return error->code;
     skv_row *r = s->rows + *row;
     const size_t decoding = (size_t)s->method.interval;
     if (skv_tracker_init(&r->tracker, &s->heap, &s->vocabulary, s->method.compat, (size_t)s->model->config.hidden, o->n_prompt) &&
-        skv_tracker_reserve(&r->tracker, decoding < (size_t)o->capacity ? decoding : (size_t)o->capacity) && copy_steering(s, r, &o->steering))
+        skv_tracker_reserve(&r->tracker, decoding < (size_t)o->capacity ? decoding : (size_t)o->capacity) &&
+        copy_steering(s, r, &o->steering))
         return SKV_OK;
     skv_row_close(s, *row);
     return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", o->capacity);
@@ -217,7 +248,8 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
     const size_t n_heads = n_cache_heads(s);
     for (size_t h = 0; h < n_heads; h++) {
         skv_row_extend(s, r, r->heads + h, (size_t)parent->heads[h].n_slots);
-        for (int32_t page = 0; page < r->heads[h].n_pages; page++) memcpy(r->heads[h].pages[page], parent->heads[h].pages[page], s->cache.shape.page_bytes);
+        for (int32_t page = 0; page < r->heads[h].n_pages; page++)
+            memcpy(r->heads[h].pages[page], parent->heads[h].pages[page], s->cache.shape.page_bytes);
         if (r->held) {
             r->held[h].n = parent->held[h].n, r->held[h].end = parent->held[h].end;
             memcpy(r->held[h].slots, parent->held[h].slots, (size_t)parent->held[h].n * sizeof *r->held[h].slots);

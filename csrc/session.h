@@ -20,7 +20,7 @@ typedef struct skv_held {
 
 typedef struct skv_row {
     bool open;
-    bool failed; /* its custom score failed halfway through a compaction: it can only be closed */
+    bool failed;                /* its custom score failed halfway through a compaction: it can only be closed */
     int32_t n_tokens, capacity; /* fed so far; at most */
     int32_t n_prompt;
     int32_t reserve;     /* taken off every budget: what padding would take in a padded batch */
@@ -28,9 +28,9 @@ typedef struct skv_row {
     skv_head *heads;     /* [n_layers, n_kv_heads] */
     char **pages;        /* the heads' page lists, one block */
     size_t n_reserved, n_pages, peak_pages;
-    float *ring;      /* [n_layers, window, n_heads, head_dim] newest queries, that of position t in place t % window; if needed */
-    skv_held *held;   /* [n_layers, n_kv_heads], if evict is false */
-    bool *lost;       /* [n_layers, n_kv_heads] SKV_COMPAT_LOST_HEADS: no longer penalised */
+    float *ring;    /* [n_layers, window, n_heads, head_dim] newest queries, that of position t in place t % window; if needed */
+    skv_held *held; /* [n_layers, n_kv_heads], if evict is false */
+    bool *lost;     /* [n_layers, n_kv_heads] SKV_COMPAT_LOST_HEADS: no longer penalised */
     skv_tracker tracker;
     skv_steering steering;
     int32_t n_steered, n_compactions;
@@ -99,7 +99,9 @@ typedef struct skv_row_options {
     skv_steering steering; /* its vector is copied */
 } skv_row_options;
 
-static inline int32_t skv_row_budget(const skv_session *session, const skv_row *row, size_t head) { return session->budgets[head] - row->reserve; }
+static inline int32_t skv_row_budget(const skv_session *session, const skv_row *row, size_t head) {
+    return session->budgets[head] - row->reserve;
+}
 
 /* Bytes of cache that such a row reserves: its worst case. */
 size_t skv_row_bytes(const skv_session *session, int32_t capacity, int32_t n_prompt);

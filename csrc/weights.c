@@ -94,17 +94,18 @@ void skv_model_free(skv_model *m) {
     skv_free(&heap, m);
 }
 
-skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const int64_t *shape, int n_dims, const void *data,
-                          int n_threads, skv_error *error) {
+skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const int64_t *shape, int n_dims, const void *data, int n_threads,
+                          skv_error *error) {
     skv_slot *s = NULL;
     for (size_t i = 0; i < m->n_slots && !s; i++)
         if (!strcmp(m->slots[i].name, name)) s = m->slots + i;
     if (!s) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%.96s\" is not part of this model", name);
     const bool vector = !s->columns;
     if (n_dims != (vector ? 1 : 2) || shape[0] != s->rows || (!vector && shape[1] != s->columns))
-        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\": expected shape [%d] × [%d], found %lld × %lld in %d dimensions", name, s->rows,
-                        vector ? 1 : s->columns, (long long)shape[0], (long long)shape[1], n_dims);
-    if (vector ? *s->vector != NULL : s->matrix->data != NULL) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" was bound before", name);
+        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\": expected shape [%d] × [%d], found %lld × %lld in %d dimensions", name,
+                        s->rows, vector ? 1 : s->columns, (long long)shape[0], (long long)shape[1], n_dims);
+    if (vector ? *s->vector != NULL : s->matrix->data != NULL)
+        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" was bound before", name);
     if (vector) {
         /* A vector is packed as a matrix of one input: f32, in order, filled up with zeros. */
         skv_matrix as_matrix = {.n_out = s->rows, .n_in = 1, .type = SKV_F32};
@@ -113,7 +114,8 @@ skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const 
     } else {
         m->backend->pack(m->backend, &m->heap, s->matrix, data, type, n_threads);
     }
-    if (vector ? *s->vector == NULL : s->matrix->data == NULL) return skv_fail(error, SKV_CAPACITY, "out of memory for tensor \"%s\"", name);
+    if (vector ? *s->vector == NULL : s->matrix->data == NULL)
+        return skv_fail(error, SKV_CAPACITY, "out of memory for tensor \"%s\"", name);
     m->n_bound++;
     return SKV_OK;
 }
@@ -121,7 +123,8 @@ skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const 
 skv_status skv_model_ready(const skv_model *m, skv_error *error) {
     for (size_t i = 0; i < m->n_slots; i++)
         if (m->slots[i].matrix ? !m->slots[i].matrix->data : !*m->slots[i].vector)
-            return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" is missing (%zu of %zu are bound)", m->slots[i].name, m->n_bound, m->n_slots);
+            return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" is missing (%zu of %zu are bound)", m->slots[i].name, m->n_bound,
+                            m->n_slots);
     return SKV_OK;
 }
 

@@ -6,11 +6,11 @@
 #include "families.h"
 
 typedef struct skv_layer {
-    float *attention_norm, *mlp_norm;        /* [hidden] */
-    skv_matrix q, k, v, o;                   /* [n_heads·head_dim, hidden], [n_kv_heads·head_dim, hidden] ×2, [hidden, n_heads·head_dim] */
+    float *attention_norm, *mlp_norm; /* [hidden] */
+    skv_matrix q, k, v, o;            /* [n_heads·head_dim, hidden], [n_kv_heads·head_dim, hidden] ×2, [hidden, n_heads·head_dim] */
     float *q_bias, *k_bias, *v_bias, *o_bias; /* NULL where the family has none */
-    float *q_norm, *k_norm;                  /* [head_dim], NULL likewise */
-    skv_matrix gate, up, down;               /* [ffn, hidden] ×2, [hidden, ffn] */
+    float *q_norm, *k_norm;                   /* [head_dim], NULL likewise */
+    skv_matrix gate, up, down;                /* [ffn, hidden] ×2, [hidden, ffn] */
     float *gate_bias, *up_bias, *down_bias;
 } skv_layer;
 

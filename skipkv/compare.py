@@ -1,7 +1,7 @@
 """Fidelity without sampling: recorded texts, replayed under every method, against the full cache.
 
-    texts → replay(full) ─┐
-          → replay(method)┴→ per position: −log p of the recorded token, KL(full ‖ method), same best token
+texts → replay(full) ─┐
+      → replay(method)┴→ per position: −log p of the recorded token, KL(full ‖ method), same best token
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def main(args: argparse.Namespace) -> int:
 
     runs = [parse_run(text.strip()) for text in args.methods.split(";") if text.strip()]
     if not runs:
-        raise ConfigError(f"methods is {args.methods!r}; allowed: methods separated by \";\"")
+        raise ConfigError(f'methods is {args.methods!r}; allowed: methods separated by ";"')
     if args.plot:
         _pyplot()  # refused now, not after the work
     model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)

@@ -1,6 +1,6 @@
 """The problems of the model in the box under several methods: accuracy, length, cache bytes.
 
-    problems × (method, steering) → generate → graded → one row a run
+problems × (method, steering) → generate → graded → one row a run
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Continuous batching over the core's session: requests wait, rows run, a finished row's place is taken at once.
 
-    prompts × samples → queue → rows (open, or fork a prefilled prompt) → forward → sample → text → Generation
+prompts × samples → queue → rows (open, or fork a prefilled prompt) → forward → sample → text → Generation
 """
 
 from __future__ import annotations

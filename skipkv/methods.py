@@ -1,6 +1,6 @@
-"""Eviction methods: frozen dataclasses made from the core's own table, so that names, defaults, ranges and errors exist once.
+"""Eviction methods: frozen dataclasses made from the core's own table, so that names, defaults and ranges exist once.
 
-    skipkv.RKV(budget=1024, mix=0.07) == skipkv.parse_method("rkv:budget=1024,mix=0.07")
+skipkv.RKV(budget=1024, mix=0.07) == skipkv.parse_method("rkv:budget=1024,mix=0.07")
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def compat_bits(method: str, compat: str | Iterable[str] | None) -> int:
 def _budget(value: Any) -> Any:
     """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable, one form for one meaning."""
     array = np.asarray(value)
-    if array.ndim > 2 or array.size == 0 or not (
-        np.issubdtype(array.dtype, np.integer) or (np.issubdtype(array.dtype, np.floating) and (array == np.rint(array)).all())
-    ):  # fmt: skip
+    whole = np.issubdtype(array.dtype, np.integer) or (
+        np.issubdtype(array.dtype, np.floating) and bool((array == np.rint(array)).all())
+    )
+    if array.ndim > 2 or array.size == 0 or not whole:
         raise ConfigError(f"budget is {value!r}; allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -199,7 +200,9 @@ def _make(name: str) -> type[Method]:
         odd = "odd, " if p["kind"] == "o" else ""
         doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{p['low']:g} to {p['high']:g}{default})."]
     doc += ["protect, evict, compat", "    See `skipkv.Method`."]
-    made = make_dataclass(CLASS_NAMES[name], columns, bases=(Method,), frozen=True, namespace={"name": name, "__module__": __name__})
+    made = make_dataclass(
+        CLASS_NAMES[name], columns, bases=(Method,), frozen=True, namespace={"name": name, "__module__": __name__}
+    )
     made.__doc__ = "\n".join(doc)
     return made
 
@@ -265,11 +268,17 @@ class Custom(Method):
 
     def as_dict(self, shape: tuple[int, int] | None) -> dict[str, Any]:
         function = self.score
-        extra = {"score": lambda values: function(SimpleNamespace(**values)), "needs": self.needs & ~TABLE[self.name]["needs"]}
+        extra = {
+            "score": lambda values: function(SimpleNamespace(**values)),
+            "needs": self.needs & ~TABLE[self.name]["needs"],
+        }
         return super().as_dict(shape) | extra
 
     def with_(self, **changes: Any) -> Custom:
-        values = {name: getattr(self, name) for name in ("score", "budget", "interval", "window", "tau", "protect", "evict", "compat")}
+        values = {
+            name: getattr(self, name)
+            for name in ("score", "budget", "interval", "window", "tau", "protect", "evict", "compat")
+        }
         return Custom(**(values | {"needs": self.needs_} | changes))
 
     def __str__(self) -> str:

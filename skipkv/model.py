@@ -68,7 +68,9 @@ def load(
     with open_checkpoint(source) as checkpoint:
         tokenizer = Tokenizer(checkpoint.path, checkpoint.config.vocab)
         core = _skipkv.Model(
-            checkpoint.config.as_dict(), checkpoint.dtype if dtype == "auto" else dtype, os.environ.get("SKIPKV_CPU") or None
+            checkpoint.config.as_dict(),
+            checkpoint.dtype if dtype == "auto" else dtype,
+            os.environ.get("SKIPKV_CPU") or None,
         )
         model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, _threads(threads))
         _bind(core, checkpoint, model.threads, progress)

@@ -98,7 +98,9 @@ def select(
         shared = {"window", "mix", "kernel", "sinks", "interval", "tau", "seed"}
         wrong = [name for name in unknown if name not in shared and not (name == "budget" and method == "full")]
         if wrong:
-            raise ConfigError(f"{method} has no parameter {wrong[0]!r}; allowed: {', '.join(CLASSES[method]._parameters())}")
+            raise ConfigError(
+                f"{method} has no parameter {wrong[0]!r}; allowed: {', '.join(CLASSES[method]._parameters())}"
+            )
         if "budget" not in parameters and method != "full":
             raise ConfigError(f"{method} needs a budget")
         known = {name: value for name, value in parameters.items() if name not in unknown}

@@ -68,8 +68,14 @@ class Steering:
 
     def describe(self) -> dict[str, Any]:
         """Settings without the vector, for traces and tables."""
-        return {"layer": int(self.layer), "alpha": float(self.alpha), "gamma": float(self.gamma),
-                "alpha_max": float(self.alpha_max), "scope": self.scope, "norm": float(np.linalg.norm(self.vector))}  # fmt: skip
+        return {
+            "layer": int(self.layer),
+            "alpha": float(self.alpha),
+            "gamma": float(self.gamma),
+            "alpha_max": float(self.alpha_max),
+            "scope": self.scope,
+            "norm": float(np.linalg.norm(self.vector)),
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> Steering:
@@ -98,7 +104,11 @@ def save_vectors(path: str | os.PathLike[str], vectors: Mapping[int, np.ndarray]
     data = b""
     for layer, vector in sorted(vectors.items()):
         raw = np.ascontiguousarray(vector, np.float32).tobytes()
-        header[f"layer.{layer}"] = {"dtype": "F32", "shape": [len(vector)], "data_offsets": [len(data), len(data) + len(raw)]}
+        header[f"layer.{layer}"] = {
+            "dtype": "F32",
+            "shape": [len(vector)],
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
         data += raw
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

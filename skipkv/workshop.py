@@ -1,7 +1,7 @@
 """Where steering vectors come from: label the steps of reasoning texts, average the states before them (METHOD §7).
 
-    problems → generate ─┐
-    recorded traces ─────┴→ steps between blank lines → label → mean state per label and layer → v = execution − re-checking
+problems → generate ─┐
+recorded traces ─────┴→ steps between blank lines → label → mean state per label and layer → v = execution − re-checking
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from skipkv.sentences import thinking
 from skipkv.steering import load_vectors, save_vectors
 
 LABELS = ("execution", "reflection", "transition")
-REFLECTION = re.compile(r"^\s*wait|verify|make sure|hold on|think again|'s correct|'s incorrect|let me check|seems right")
-TRANSITION = re.compile(r"^\s*alternatively|think differently|another (way|approach|method|solution|strategy|technique)")
+REFLECTION = re.compile(
+    r"^\s*wait|verify|make sure|hold on|think again|'s correct|'s incorrect|let me check|seems right"
+)
+TRANSITION = re.compile(
+    r"^\s*alternatively|think differently|another (way|approach|method|solution|strategy|technique)"
+)
 EXAMPLES = 3  # kept of each label
 
 
@@ -74,7 +78,9 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
         end = position
         while end < len(ids) and inside[end] and not blank[end]:
             end += 1
-        text = b"".join(pieces[position : end + 1 if end < len(ids) and inside[end] else end]).decode("utf-8", "replace")
+        text = b"".join(pieces[position : end + 1 if end < len(ids) and inside[end] else end]).decode(
+            "utf-8", "replace"
+        )
         if text.strip():
             found.append(Step(text, position - 1))
         position = max(end, position + 1)
@@ -107,7 +113,9 @@ class Extraction:
         save_vectors(path, self.vectors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
 
 
-def extract(model: Model, texts: Iterable[tuple[Sequence[int], int]], layers: Sequence[int], progress: bool = True) -> Extraction:
+def extract(
+    model: Model, texts: Iterable[tuple[Sequence[int], int]], layers: Sequence[int], progress: bool = True
+) -> Extraction:
     """Steering vectors from texts, each read in one prefill.
 
     Parameters
@@ -140,12 +148,15 @@ def extract(model: Model, texts: Iterable[tuple[Sequence[int], int]], layers: Se
                 examples[name].append(step.text.strip()[:200])
     rechecks = counts["reflection"] + counts["transition"]
     if not counts["execution"] or not rechecks:
-        raise ConfigError(f"texts: expected steps of execution and of re-checking, found {counts['execution']} and {rechecks}")
+        raise ConfigError(
+            f"texts: expected steps of execution and of re-checking, found {counts['execution']} and {rechecks}"
+        )
     execution = sums["execution"] / counts["execution"]
     recheck = (sums["reflection"] + sums["transition"]) / rechecks
     vectors = {layer: (execution[i] - recheck[i]).astype(np.float32) for i, layer in enumerate(layers)}
     norms = {
-        layer: tuple(float(np.linalg.norm(x[i])) for x in (execution - recheck, execution, recheck)) for i, layer in enumerate(layers)
+        layer: tuple(float(np.linalg.norm(x[i])) for x in (execution - recheck, execution, recheck))
+        for i, layer in enumerate(layers)
     }
     return Extraction(vectors, counts, norms, examples)
 
@@ -153,13 +164,12 @@ def extract(model: Model, texts: Iterable[tuple[Sequence[int], int]], layers: Se
 # -- released vectors: a torch.save archive, read without running what is pickled
 
 
-class _Storage:
-    def __init__(self, dtype: str, size: int) -> None:
-        self.dtype, self.size = dtype, size
-
-
-STORAGES = {"FloatStorage": (np.dtype("<f4"), 4), "HalfStorage": (np.dtype("<f2"), 2), "BFloat16Storage": (np.dtype("<u2"), 2),
-            "DoubleStorage": (np.dtype("<f8"), 8)}  # fmt: skip
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("<u2"),
+    "DoubleStorage": np.dtype("<f8"),
+}
 
 
 class _Reader(pickle.Unpickler):
@@ -182,8 +192,10 @@ class _Reader(pickle.Unpickler):
         kind, storage, name, _, _ = key
         if kind != "storage" or storage not in STORAGES or not str(name).isdigit():
             raise CheckpointError(f"{self.path}: expected a tensor's storage, found {key!r:.80}")
-        raw = np.frombuffer(self.archive.read(f"{self.root}/data/{name}"), STORAGES[storage][0])
-        return (raw.astype(np.uint32) << 16).view(np.float32) if storage == "BFloat16Storage" else raw.astype(np.float32)
+        raw = np.frombuffer(self.archive.read(f"{self.root}/data/{name}"), STORAGES[storage])
+        return (
+            (raw.astype(np.uint32) << 16).view(np.float32) if storage == "BFloat16Storage" else raw.astype(np.float32)
+        )
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
@@ -210,7 +222,9 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
             tensor = _Reader(path, archive, root).load()
     except zipfile.BadZipFile:
-        raise CheckpointError(f"{path}: expected a zip archive of torch.save, found something else (older formats are not read)") from None
+        raise CheckpointError(
+            f"{path}: expected a zip archive of torch.save, found something else (older formats are not read)"
+        ) from None
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -246,8 +260,12 @@ def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int]
             text = value.get("prompt")
             prompts.append(text if text else [{"role": "user", "content": args.template.format(value["problem"])}])
         except (ValueError, KeyError, AttributeError):
-            raise ConfigError(f"{args.problems}: line {number}: expected an object with a prompt or a problem") from None
-    outs = model.generate(prompts, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed, rows=args.rows)
+            raise ConfigError(
+                f"{args.problems}: line {number}: expected an object with a prompt or a problem"
+            ) from None
+    outs = model.generate(
+        prompts, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed, rows=args.rows
+    )
     return [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in outs]
 
 
@@ -274,9 +292,23 @@ def _show(args: argparse.Namespace) -> int:
     known = {k: json.loads(v) for k, v in metadata.items() if k in ("counts", "norms", "examples")}
     if args.json:
         norms = {layer: float(np.linalg.norm(vectors[layer])) for layer in layers}
-        print(json.dumps({"layers": layers, "hidden": len(vectors[layers[0]]), "vector_norms": norms, "cosines": cosines, **metadata, **known}))
+        print(
+            json.dumps(
+                {
+                    "layers": layers,
+                    "hidden": len(vectors[layers[0]]),
+                    "vector_norms": norms,
+                    "cosines": cosines,
+                    **metadata,
+                    **known,
+                }
+            )
+        )
         return 0
-    print(f"{args.file}: {metadata.get('model', metadata.get('source', 'of unknown origin'))}, hidden {len(vectors[layers[0]])}")
+    print(
+        f"{args.file}: {metadata.get('model', metadata.get('source', 'of unknown origin'))}, "
+        f"hidden {len(vectors[layers[0]])}"
+    )
     if "counts" in known:
         print("steps: " + ", ".join(f"{n} {name}" for name, n in known["counts"].items()))
     for layer in layers:
@@ -299,18 +331,30 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_commands(command: Callable[..., argparse.ArgumentParser], add_model: Callable[[argparse.ArgumentParser], None]) -> None:
+def add_commands(
+    command: Callable[..., argparse.ArgumentParser], add_model: Callable[[argparse.ArgumentParser], None]
+) -> None:
     """The subcommands of ``skipkv steer``."""
-    e = command("extract", _extract, "Make steering vectors from problems (which are run) or recorded traces (which are read).")
+    e = command(
+        "extract", _extract, "Make steering vectors from problems (which are run) or recorded traces (which are read)."
+    )
     add_model(e)
     source = e.add_mutually_exclusive_group(required=True)
-    source.add_argument("--problems", metavar="FILE", help="JSON lines with a prompt, or a problem for the chat template")
-    source.add_argument("--traces", metavar="FILE", help="JSON lines: texts, or objects with a text, or with prompt and output")
+    source.add_argument(
+        "--problems", metavar="FILE", help="JSON lines with a prompt, or a problem for the chat template"
+    )
+    source.add_argument(
+        "--traces", metavar="FILE", help="JSON lines: texts, or objects with a text, or with prompt and output"
+    )
     e.add_argument("--layers", default="all", help="comma-separated; all by default")
     e.add_argument("-o", "--out", required=True, metavar="FILE.safetensors")
     e.add_argument("--limit", type=int, help="only the first problems or traces")
     e.add_argument("--tokens", type=int, help="only the first tokens of each trace")
-    e.add_argument("--template", default="{}\nPlease reason step by step, and put your final answer within \\boxed{{}}.", help="{} is the problem")
+    e.add_argument(
+        "--template",
+        default="{}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
+        help="{} is the problem",
+    )
     e.add_argument("--max-new-tokens", type=int, default=4096)
     e.add_argument("--temperature", type=float, default=0.0)
     e.add_argument("--seed", type=int, default=0)

@@ -49,18 +49,24 @@ def pack(tensors):
 
 
 def random_tensors(config, dtype="BF16", seed=0):
-    """``{name: (dtype, shape, bytes)}`` for a config.json's object; finite random numbers, norms and biases included."""
+    """``{name: (dtype, shape, bytes)}`` for a config.json's object; finite random numbers, also in norms and biases."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape, _ in _skipkv.tensors(config.as_dict()):
         values = (rng.standard_normal(shape) * 0.1).astype(np.float32)
-        raw = values if dtype == "F32" else values.astype(np.float16) if dtype == "F16" else values.view(np.uint16)[..., 1::2]
+        raw = (
+            values
+            if dtype == "F32"
+            else values.astype(np.float16)
+            if dtype == "F16"
+            else values.view(np.uint16)[..., 1::2]
+        )
         tensors[name] = (dtype, shape, raw.tobytes())
     return tensors
 
 
 def write(directory, config=None, tensors=None, dtype="BF16", shards=1, **changes):
-    """Write a checkpoint: ``config`` with ``changes`` (None removes a key), random weights unless given. Returns its tensors."""
+    """Write a checkpoint: ``config`` with ``changes`` (None removes a key), random weights unless given; returns those."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     values = {key: value for key, value in ((config or LLAMA) | changes).items() if value is not None}

@@ -92,7 +92,9 @@ def test_what_was_written_is_read(tmp_path, base, dtype, auto, shards):
     tensors = write(tmp_path, base, dtype=dtype, shards=shards)
     with open_checkpoint(tmp_path) as checkpoint:
         check_invariants(checkpoint)
-        assert {name: checkpoint.view(name).tobytes() for name in checkpoint.tensors} == {n: t[2] for n, t in tensors.items()}
+        assert {name: checkpoint.view(name).tobytes() for name in checkpoint.tensors} == {
+            n: t[2] for n, t in tensors.items()
+        }
         assert checkpoint.dtype == auto and checkpoint.name == tmp_path.name and checkpoint.generation == {}
         assert checkpoint.n_parameters == sum(int(np.prod(shape)) for _, shape, _ in tensors.values())
         assert checkpoint.n_bytes == BYTES[dtype] * checkpoint.n_parameters
@@ -378,7 +380,10 @@ def test_configs_that_are_refused(tmp_path, changes, message):
 
 BAD_JSON = [
     (b"", "DIR/config.json: invalid JSON: Expecting value: line 1 column 1 (char 0)"),
-    (b"{", "DIR/config.json: invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (
+        b"{",
+        "DIR/config.json: invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+    ),
     (b"[]", "DIR/config.json: expected a JSON object, found []"),
     (b"null", "DIR/config.json: expected a JSON object, found null"),
     (b'{"a": "\xff"}', "DIR/config.json: expected UTF-8, found byte 0xff at 7"),
@@ -528,7 +533,11 @@ def replace_tensor(shard, edit):
     return apply
 
 
-INDEX, FIRST, SECOND = "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+INDEX, FIRST, SECOND = (
+    "model.safetensors.index.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+)
 EMBEDDING = ("BF16", (40, 16), bytes(1280))
 NOT_BESIDE = f"DIR/{INDEX}: tensor 'lm_head.weight': expected the name of a .safetensors file beside the index, found "
 BAD_SHARDS = [
@@ -588,10 +597,14 @@ def test_tensors_that_do_not_fit_the_config(tmp_path, edit, message):
     assert refusal(tmp_path) == message
 
 
-@pytest.mark.parametrize("head", [("BF16", (40, 16), b"\1" + bytes(1279)), ("F16", (40, 16), bytes(1280)), ("BF16", (16, 40), bytes(1280))])
+@pytest.mark.parametrize(
+    "head", [("BF16", (40, 16), b"\1" + bytes(1279)), ("F16", (40, 16), bytes(1280)), ("BF16", (16, 40), bytes(1280))]
+)
 def test_a_tied_head_that_differs_is_refused(tmp_path, head):
     write(tmp_path, tie_word_embeddings=True)
-    replace_tensor(SINGLE, lambda t: t.update({"model.embed_tokens.weight": EMBEDDING, "lm_head.weight": head}))(tmp_path)
+    replace_tensor(SINGLE, lambda t: t.update({"model.embed_tokens.weight": EMBEDDING, "lm_head.weight": head}))(
+        tmp_path
+    )
     assert refusal(tmp_path) == MODEL + (
         "tensor 'lm_head.weight': expected the embedding's bytes, as config.json ties them (tie_word_embeddings), "
         "found a different head"
@@ -609,7 +622,10 @@ NO_WEIGHTS = "DIR: expected model.safetensors or model.safetensors.index.json, f
         (["config.json"], NO_WEIGHTS + "neither"),
         (["config.json", "pytorch_model.bin"], NO_WEIGHTS + "only 1: 'pytorch_model.bin' (convert to safetensors)"),
         (["config.json", "m.gguf", "a.pt"], NO_WEIGHTS + "only 2: 'a.pt', 'm.gguf' (convert to safetensors)"),
-        (["config.json", "model-00001-of-00002.safetensors"], NO_WEIGHTS + "only 1: 'model-00001-of-00002.safetensors'"),
+        (
+            ["config.json", "model-00001-of-00002.safetensors"],
+            NO_WEIGHTS + "only 1: 'model-00001-of-00002.safetensors'",
+        ),
     ],
 )
 def test_directories_without_their_files(tmp_path, files, message):
@@ -678,7 +694,9 @@ def test_offline_the_hub_is_not_asked(tmp_path):
     pytest.importorskip("huggingface_hub")
     code = "from skipkv.checkpoint import *\ntry: open_checkpoint('skipkv-test/none')\nexcept Exception as e: print(type(e).__name__, e)"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    ).stdout
     assert out.startswith("CheckpointError skipkv-test/none: expected a directory or a model on the Hugging Face hub: ")
     assert "HF_HUB_OFFLINE" in out
 
@@ -720,7 +738,9 @@ def test_names_that_are_no_model(tmp_path, hub, monkeypatch, source, message):
 
 # --- fuzz: opens and holds what it promises, or CheckpointError; never another exception ---
 
-FUZZ = settings(max_examples=int(os.environ.get("SKIPKV_FUZZ", 200)), deadline=None, derandomize="SKIPKV_FUZZ" not in os.environ)
+FUZZ = settings(
+    max_examples=int(os.environ.get("SKIPKV_FUZZ", 200)), deadline=None, derandomize="SKIPKV_FUZZ" not in os.environ
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-3, 70) | st.floats() | st.text(max_size=8)
     | st.sampled_from(["silu", "linear", "llama3", "default", "F32", "BF16", "LlamaForCausalLM", "full_attention"]),
@@ -759,7 +779,18 @@ def test_fuzzed_configs(base, changes):
 
 
 def packed():
-    config = dict(family="llama", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, hidden=16, ffn=24, vocab=40, context=128, norm_eps=1e-5)
+    config = dict(
+        family="llama",
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=4,
+        hidden=16,
+        ffn=24,
+        vocab=40,
+        context=128,
+        norm_eps=1e-5,
+    )
     return pack(random_tensors(ModelConfig(**config)))
 
 
@@ -775,7 +806,11 @@ def opens_with(base, raw):
 
 
 @FUZZ
-@given(edits=st.lists(st.tuples(st.integers(0, 8 + N_HEADER), st.integers(0, 3), st.binary(max_size=3)), min_size=1, max_size=4))
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, 8 + N_HEADER), st.integers(0, 3), st.binary(max_size=3)), min_size=1, max_size=4
+    )
+)
 def test_fuzzed_header_bytes(base, edits):
     raw = bytearray(PACKED)
     for at, cut, insert in edits:
@@ -845,7 +880,9 @@ def test_what_transformers_saves(tmp_path, case, dtype, size):
 def test_an_active_sliding_window_of_transformers_is_refused(tmp_path):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=64, max_window_layers=1).save_pretrained(tmp_path)
+    transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=64, max_window_layers=1).save_pretrained(
+        tmp_path
+    )
     values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["Qwen2ForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert refusal(tmp_path).startswith("DIR/config.json: use_sliding_window: expected false")

@@ -1,4 +1,4 @@
-"""The forward on the tiny checkpoint: equal to tests/reference.py, and the same in any batch, chunk and thread count."""
+"""The forward on the tiny checkpoint: equal to tests/reference.py, the same in any batch, chunk and thread count."""
 
 import numpy as np
 import pytest

@@ -21,8 +21,24 @@ from skipkv.tokenizer import Tokenizer
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 SMOL = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv/models/SmolLM2-135M-Instruct"
-CORPUS = ["Wait, let me check again: 12 + 30 = 42.", "So the answer is \\boxed{42}.", "Ça va? Über 日本語 と 日本", "  if x:\n\treturn x\n\n"] * 4
-TEXTS = ["", " ", "hello", " hello  world ", "Wait, 12345 let's\n\nsee", "日本語 🙂👩‍👩‍👧 e\u0301", "a\u0000b\ufffd\r\n\t", "<think>\nhm</think> so", "</s> <s>x<|im_end|> y", "▁Ġ <0x41>"]
+CORPUS = [
+    "Wait, let me check again: 12 + 30 = 42.",
+    "So the answer is \\boxed{42}.",
+    "Ça va? Über 日本語 と 日本",
+    "  if x:\n\treturn x\n\n",
+] * 4
+TEXTS = [
+    "",
+    " ",
+    "hello",
+    " hello  world ",
+    "Wait, 12345 let's\n\nsee",
+    "日本語 🙂👩‍👩‍👧 e\u0301",
+    "a\u0000b\ufffd\r\n\t",
+    "<think>\nhm</think> so",
+    "</s> <s>x<|im_end|> y",
+    "▁Ġ <0x41>",
+]
 
 # The pre-tokenizers of Qwen2 and Llama 3.
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -114,7 +130,9 @@ def llama2():
     result.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     result.decoder = decoders.Sequence(strip)
-    result.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    result.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
     return result
 
 
@@ -131,7 +149,14 @@ def write(directory, tokenizer, config=None, model_type="llama", jinja=None):
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-QWEN_CONFIG = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_bos_token": False, "chat_template": QWEN_TEMPLATE}
+QWEN_CONFIG = {
+    "tokenizer_class": "Qwen2Tokenizer",
+    "bos_token": None,
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "add_bos_token": False,
+    "chat_template": QWEN_TEMPLATE,
+}
 R1_CONFIG = {
     "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False, "legacy": True, "chat_template": R1_TEMPLATE,
     "bos_token": {"__type": "AddedToken", "content": BEGIN, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
@@ -140,7 +165,9 @@ R1_CONFIG = {
 
 
 def r1(bos):
-    return byte_level(QWEN, (END, BEGIN), ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"), normalizers.NFC(), bos)
+    return byte_level(
+        QWEN, (END, BEGIN), ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"), normalizers.NFC(), bos
+    )
 
 
 BUILD = {
@@ -173,7 +200,11 @@ def directories(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(directories):
     """Every model but smol, its embedding padded by ten rows as Qwen's is."""
-    sizes = {n: tokenizers.Tokenizer.from_file(str(directories[n] / "tokenizer.json")).get_vocab_size() for n in BUILD if n != "smol"}
+    sizes = {
+        n: tokenizers.Tokenizer.from_file(str(directories[n] / "tokenizer.json")).get_vocab_size()
+        for n in BUILD
+        if n != "smol"
+    }
     return {name: Tokenizer(directories[name], size + 10) for name, size in sizes.items()}
 
 
@@ -205,19 +236,25 @@ def test_ids_and_texts_are_those_of_transformers(pair):
 
 CHATS = [
     user("12 + 30?"),
-    user("a") + [{"role": "assistant", "content": "<think>\nhm</think>\n\nb ", "tool_calls": None}] + user(" \u0085c<think>"),
+    user("a")
+    + [{"role": "assistant", "content": "<think>\nhm</think>\n\nb ", "tool_calls": None}]
+    + user(" \u0085c<think>"),
     [{"role": "user", "content": "日本"}, {"role": "assistant", "content": "🙂"}],
 ]
 
 
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("variables", [{}, {"enable_thinking": False, "tools": [{"name": "é<b>", "n": [1, None]}], "bos_token": "!"}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"enable_thinking": False, "tools": [{"name": "é<b>", "n": [1, None]}], "bos_token": "!"}]
+)
 def test_chats_are_those_of_transformers(pair, chat, variables):
     ours, oracle = pair
     for add in (True, False):
         expected = oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=add, **variables)
         assert ours.render(chat, add, **variables) == expected
-        assert ours.chat(chat, add, **variables) == oracle.apply_chat_template(chat, add_generation_prompt=add, return_dict=False, **variables)
+        assert ours.chat(chat, add, **variables) == oracle.apply_chat_template(
+            chat, add_generation_prompt=add, return_dict=False, **variables
+        )
 
 
 def test_the_post_processor_alone_decides_on_bos(opened):
@@ -231,7 +268,14 @@ def test_a_chat_begins_with_one_bos(opened):
 
 
 def test_r1_drops_earlier_thoughts_and_opens_the_next(opened):
-    text = opened["r1-qwen"].render([{"role": "system", "content": "S"}, *user("u"), {"role": "assistant", "content": "<think>\nt</think>\n\na"}, *user("v")])
+    text = opened["r1-qwen"].render(
+        [
+            {"role": "system", "content": "S"},
+            *user("u"),
+            {"role": "assistant", "content": "<think>\nt</think>\n\na"},
+            *user("v"),
+        ]
+    )
     assert text == f"{BEGIN}S<｜User｜>u<｜Assistant｜>\n\na{END}<｜User｜>v<｜Assistant｜><think>\n"
 
 
@@ -253,14 +297,27 @@ def test_token_bytes_of_a_text_join_to_the_text(opened):
         ours = opened[name]
         text = "Find Ann, 3.\n\n<think>" if name == "tiny" else "hello  日本語 🙂\n<think></think>"
         lead = b" " if name == "llama2" else b""  # the space that decode takes away again
-        assert b"".join(ours.token_bytes[i] for i in ours.encode(text, add_special_tokens=False)) == lead + text.encode()
+        assert (
+            b"".join(ours.token_bytes[i] for i in ours.encode(text, add_special_tokens=False)) == lead + text.encode()
+        )
         assert len(ours.token_bytes) == len(ours.token_texts) == ours.vocab and ours.token_bytes[ours.n_vocab] == b""
 
 
 def test_token_texts(opened):
     qwen, llama = opened["qwen"], opened["llama2"]
-    assert [qwen.token_texts[qwen.id_of(t)] for t in ("Ġ", "Ċ", "è", "<|im_end|>")] == [" ", "\n", "\ufffd", "<|im_end|>"]
-    assert [llama.token_texts[llama.id_of(t)] for t in ("▁hello", "<0x41>", "<0xE8>", "語", "</s>")] == [" hello", "A", "\ufffd", "語", "</s>"]
+    assert [qwen.token_texts[qwen.id_of(t)] for t in ("Ġ", "Ċ", "è", "<|im_end|>")] == [
+        " ",
+        "\n",
+        "\ufffd",
+        "<|im_end|>",
+    ]
+    assert [llama.token_texts[llama.id_of(t)] for t in ("▁hello", "<0x41>", "<0xE8>", "語", "</s>")] == [
+        " hello",
+        "A",
+        "\ufffd",
+        "語",
+        "</s>",
+    ]
     r1 = opened["r1-qwen"]
     assert [r1.token_texts[r1.id_of(t)] for t in (BEGIN, "<｜User｜>", "<think>")] == [BEGIN, "<｜User｜>", "<think>"]
     assert r1.id_of("no such token") is None
@@ -292,7 +349,9 @@ def test_a_streamed_text_is_the_decoded_text(opened, text, skip):
 def test_streamed_random_ids_are_the_decoded_ids(opened, data, skip):
     for name in EXACT:
         ours = opened[name]
-        awkward = st.sampled_from([i for i, raw in enumerate(ours.token_bytes) if raw in (b"", b" ") or max(raw) > 0x7F or i < 4])
+        awkward = st.sampled_from(
+            [i for i, raw in enumerate(ours.token_bytes) if raw in (b"", b" ") or max(raw) > 0x7F or i < 4]
+        )
         ids = data.draw(st.lists(awkward | st.integers(0, ours.vocab - 1), max_size=24), label=name)
         assert "".join(streamed(ours, ids, skip)) == ours.decode(ids, skip), name
 
@@ -374,12 +433,16 @@ def test_an_embedding_of_just_the_tokenizers_size_is_enough(tmp_path):
     write(tmp_path, llama2())
     size = llama2().get_vocab_size()
     assert Tokenizer(tmp_path, size).n_vocab == size
-    with pytest.raises(CheckpointError, match=f"expected ids below {size - 1}, the rows of the embedding, found {size - 1}"):
+    with pytest.raises(
+        CheckpointError, match=f"expected ids below {size - 1}, the rows of the embedding, found {size - 1}"
+    ):
         Tokenizer(tmp_path, size - 1)
 
 
 SETTINGS = "tokenizer_config.json: "
-EXPECTED_TEMPLATE = SETTINGS + 'chat_template: expected a string or a list of {name, template} with one named "default", found '
+EXPECTED_TEMPLATE = (
+    SETTINGS + 'chat_template: expected a string or a list of {name, template} with one named "default", found '
+)
 
 
 @pytest.mark.parametrize("config, expected", [
@@ -446,7 +509,9 @@ def test_malformed_messages(opened, messages, expected):
 
 
 def test_a_variable_with_methods_is_refused(opened):
-    with pytest.raises(ConfigError, match="^variable 'where': expected JSON values: Object of type .* is not JSON serializable$"):
+    with pytest.raises(
+        ConfigError, match="^variable 'where': expected JSON values: Object of type .* is not JSON serializable$"
+    ):
         opened["qwen"].chat(user("a"), where=Path("x"))
 
 
@@ -454,7 +519,10 @@ def test_no_template(tmp_path):
     ours = Tokenizer(write(tmp_path, llama2()), 400)
     with pytest.raises(ConfigError) as error:
         ours.chat(user("a"))
-    assert str(error.value) == f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found none"
+    assert (
+        str(error.value)
+        == f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found none"
+    )
 
 
 @pytest.mark.parametrize("bad, shown", [(-1, "-1"), (400, "400"), (1.0, "1.0"), ("1", "'1'")])

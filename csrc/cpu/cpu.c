@@ -1,8 +1,8 @@
 /* The CPU backend: splits every op of backend.h over threads and calls the kernels of one variant. Threads split outputs, heads and pages,
  * never a sum, so results do not depend on their number.
  *
- * Weights are packed in panels of 2·lanes outputs, [panel][n_in][2·lanes]: f32 in order, bf16 as pairs (o, o + lanes), which one shift and one
- * mask widen. A last panel is filled up with zeros. */
+ * Weights are packed in panels of 2·lanes outputs, [panel][n_in][2·lanes]: f32 in order, bf16 as pairs (o, o + lanes), which one shift and
+ * one mask widen. A last panel is filled up with zeros. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -51,7 +51,8 @@ static size_t place(const skv_matrix *w, size_t lanes, size_t o) {
 }
 
 static void cpu_pack(const skv_backend *backend, skv_heap *heap, skv_matrix *w, const void *source, skv_dtype type, int n_threads) {
-    const size_t lanes = ((const skv_kernels *)backend->kernels)->lanes, panel = 2 * lanes, n_in = (size_t)w->n_in, n_out = (size_t)w->n_out;
+    const size_t lanes = ((const skv_kernels *)backend->kernels)->lanes, panel = 2 * lanes, n_in = (size_t)w->n_in,
+                 n_out = (size_t)w->n_out;
     const size_t n_panels = (n_out + panel - 1) / panel;
     w->data = skv_alloc(heap, skv_mul(n_panels * panel, n_in), skv_dtype_size(w->type));
     if (!w->data) return;
@@ -151,8 +152,8 @@ typedef struct attention_block {
     size_t first_page, end_page;
 } attention_block;
 
-/* scratch: keys, values [SKV_PAGE, stride] (bf16 only), queries and sums [BLOCK_TOKENS, group, stride], acc [stride], logits [SKV_PAGE + 16],
- * totals [BLOCK_TOKENS, group] */
+/* scratch: keys, values [SKV_PAGE, stride] (bf16 only), queries and sums [BLOCK_TOKENS, group, stride], acc [stride], logits [SKV_PAGE +
+ * 16], totals [BLOCK_TOKENS, group] */
 static size_t cpu_scratch(const skv_cache_shape *cache, int32_t group) {
     const size_t stride = (size_t)cache->stride, n = BLOCK_TOKENS * (size_t)group;
     return 2 * SKV_PAGE * stride + 2 * n * stride + stride + SKV_PAGE + 16 + 2 * n + 16;
@@ -166,11 +167,13 @@ static void attend_block(const skv_exec *exec, const skv_cache_shape *cache, con
     const skv_head *head = b->span->heads + b->kv_head;
     const size_t before = (size_t)head->n_slots - b->span->n; /* slots older than the span */
     const float scale = 1.0f / sqrtf((float)dim);
-    float *keys = scratch, *values = keys + SKV_PAGE * stride, *queries = values + SKV_PAGE * stride, *sums = queries + BLOCK_TOKENS * group * stride;
+    float *keys = scratch, *values = keys + SKV_PAGE * stride, *queries = values + SKV_PAGE * stride,
+          *sums = queries + BLOCK_TOKENS * group * stride;
     float *acc = sums + BLOCK_TOKENS * group * stride, *logits = acc + stride;
     skv_partial *totals = (skv_partial *)(void *)(logits + SKV_PAGE + 16);
     for (size_t i = 0; i < n_q; i++) {
-        memcpy(queries + i * stride, q + ((b->span->first + b->first + i / group) * n_heads + b->kv_head * group + i % group) * dim, dim * sizeof *q);
+        memcpy(queries + i * stride, q + ((b->span->first + b->first + i / group) * n_heads + b->kv_head * group + i % group) * dim,
+               dim * sizeof *q);
         memset(queries + i * stride + dim, 0, (stride - dim) * sizeof *q);
         totals[i] = (skv_partial){0};
     }
@@ -198,7 +201,8 @@ static void attend_block(const skv_exec *exec, const skv_cache_shape *cache, con
     }
 }
 
-/* A single decode row has too few heads to occupy the threads evenly, so its pages are spread over them and merged afterwards, in the same order. */
+/* A single decode row has too few heads to occupy the threads evenly, so its pages are spread over them and merged afterwards, in the same
+ * order. */
 static void attend_pages(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *span, size_t n_heads, size_t n_kv_heads,
                          const float *q, float *out) {
     enum { PAGES = 4 };
@@ -300,12 +304,14 @@ static void cpu_limits(const skv_exec *exec, const float *memory, size_t n, doub
     }
 }
 
-#define CPU_BACKEND(variant)                                                                                                        \
-    {.name = #variant, .kernels = &skv_kernels_##variant, .scratch = cpu_scratch, .pack = cpu_pack, .embed = cpu_embed,           \
-     .rmsnorm = cpu_rmsnorm, .linear = cpu_linear, .rope = cpu_rope, .append = cpu_append, .attention = cpu_attention,              \
-     .silu_mul = cpu_silu_mul, .add = cpu_add, .add_scaled = cpu_add_scaled, .receive = cpu_receive, .gather = cpu_gather,       \
-     .compact = cpu_compact, .score_work = cpu_score_work, .importance = cpu_importance, .redundancy = cpu_redundancy,             \
-     .dot = cpu_dot, .limits = cpu_limits}
+#define CPU_BACKEND(variant)                                                                                                               \
+    {                                                                                                                                      \
+        .name = #variant, .kernels = &skv_kernels_##variant, .scratch = cpu_scratch, .pack = cpu_pack, .embed = cpu_embed,                 \
+        .rmsnorm = cpu_rmsnorm, .linear = cpu_linear, .rope = cpu_rope, .append = cpu_append, .attention = cpu_attention,                  \
+        .silu_mul = cpu_silu_mul, .add = cpu_add, .add_scaled = cpu_add_scaled, .receive = cpu_receive, .gather = cpu_gather,              \
+        .compact = cpu_compact, .score_work = cpu_score_work, .importance = cpu_importance, .redundancy = cpu_redundancy, .dot = cpu_dot,  \
+        .limits = cpu_limits                                                                                                               \
+    }
 
 const skv_backend skv_cpu_generic = CPU_BACKEND(generic);
 #if defined(__x86_64__)

@@ -7,8 +7,8 @@ enum { PANEL = 2 * VW };
 INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance between panels in bytes. */
-INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
-                 float *y, size_t ld_y, int resume) {
+INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
+                 size_t ld_y, int resume) {
     vf acc[MAX_TILE > 8 ? 2 * MAX_TILE : 16];
     UNROLL for (int t = 0; t < T; t++) {
         UNROLL for (int p = 0; p < 2 * P; p++) acc[t * 2 * P + p] = resume ? v_load(y + (size_t)t * ld_y + (size_t)p * VW) : v_set(0);
@@ -38,15 +38,15 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
 
 /* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four to fill the
  * multiply-add pipes. Every tile sums in the same order. */
-INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x, float *y,
-                    size_t ld_y, int resume) {
+INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x, size_t ld_x,
+                    float *y, size_t ld_y, int resume) {
     if (n == 1 && n_panels >= 4) {
         tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
         return 4;
     }
-#define CASE(T)                                                                        \
-    case T:                                                                            \
-        if (T <= MAX_TILE) tile(T, 1, wide, w, stride, n_k, x, ld_x, y, ld_y, resume); \
+#define CASE(T)                                                                                                                            \
+    case T:                                                                                                                                \
+        if (T <= MAX_TILE) tile(T, 1, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);                                                     \
         break
     switch (n) {
         CASE(1);
@@ -63,15 +63,16 @@ INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, si
         CASE(11);
         CASE(12);
 #endif
-    default: break;
+    default:
+        break;
     }
 #undef CASE
     return 1;
 }
 
-/* A group of panels meets all tokens of a block before the next one, so weights are read from memory in order, once for each block of tokens.
- * Blocks of inputs keep the group in the second-level cache and a tile's part of x in the first: a sum is stored and resumed between blocks,
- * which changes no bit of it. The last panel of a matrix may be narrower: it is computed in a buffer of full width. */
+/* A group of panels meets all tokens of a block before the next one, so weights are read from memory in order, once for each block of
+ * tokens. Blocks of inputs keep the group in the second-level cache and a tile's part of x in the first: a sum is stored and resumed
+ * between blocks, which changes no bit of it. The last panel of a matrix may be narrower: it is computed in a buffer of full width. */
 enum { GROUP = 4, BLOCK_K = 512, BLOCK_T = 96 };
 
 static void linear(const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens, const float *bias, float *y) {

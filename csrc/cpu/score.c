@@ -25,8 +25,8 @@ static size_t padded(size_t n) { return (n + 31) / 16 * 16; }
 
 /* Lays the parts out from work on; returns the floats they take. */
 static size_t lay_out(score_work *w, float *work, size_t n_slots, size_t stride, size_t window) {
-    const size_t sizes[] = {n_slots * stride, window * padded(n_slots), stride * SKV_COLUMNS, ROWS * SKV_COLUMNS, stride,
-                            padded(n_slots),  padded(n_slots),          padded(n_slots)};
+    const size_t sizes[] = {n_slots * stride, window * padded(n_slots), stride * SKV_COLUMNS, ROWS * SKV_COLUMNS,
+                            stride,           padded(n_slots),          padded(n_slots),      padded(n_slots)};
     float **const parts[] = {&w->unit, &w->z, &w->panel, &w->products, &w->sum, &w->self, &w->lost};
     size_t at = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
@@ -84,8 +84,8 @@ void cpu_importance(skv_scoring *s) {
     }
 }
 
-/* r(i) of every slot i (METHOD.md §3): the last key similar to it is searched from the newest key downwards, sixteen keys at a time, and a row
- * leaves the search once it has found its own. w->lost[j] ← Σ of S[i, r(i)] over the rows i with r(i) = j. */
+/* r(i) of every slot i (METHOD.md §3): the last key similar to it is searched from the newest key downwards, sixteen keys at a time, and a
+ * row leaves the search once it has found its own. w->lost[j] ← Σ of S[i, r(i)] over the rows i with r(i) = j. */
 static void search_hits(skv_scoring *s, score_work *w) {
     const skv_kernels *kernels = s->backend->kernels;
     const size_t n = s->n_slots, stride = s->stride;
@@ -103,7 +103,8 @@ static void search_hits(skv_scoring *s, score_work *w) {
             const float *row[ROWS];
             for (size_t r = 0; r < rows; r++) row[r] = w->unit + (size_t)w->active[row0 + r] * stride;
             if (!few) kernels->products(w->panel, row, rows, s->dim, w->products);
-            for (size_t r = 0; few && r < rows; r++) kernels->inner(row[r], w->unit + first * stride, columns, stride, w->products + r * SKV_COLUMNS);
+            for (size_t r = 0; few && r < rows; r++)
+                kernels->inner(row[r], w->unit + first * stride, columns, stride, w->products + r * SKV_COLUMNS);
             for (size_t r = 0; r < rows; r++) {
                 const size_t i = (size_t)w->active[row0 + r];
                 const float *cosine = w->products + r * SKV_COLUMNS;
@@ -160,7 +161,9 @@ static char *part_positions(const skv_cache_shape *cache, const skv_head *head, 
     return (char *)(void *)page_positions(cache, head, page);
 }
 
-static char *part_sums(const skv_cache_shape *cache, const skv_head *head, size_t page) { return (char *)(void *)page_sums(cache, head, page); }
+static char *part_sums(const skv_cache_shape *cache, const skv_head *head, size_t page) {
+    return (char *)(void *)page_sums(cache, head, page);
+}
 
 void cpu_gather(const skv_backend *backend, const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n, float *keys,
                 int32_t *positions, float *sums) {
@@ -199,8 +202,8 @@ void cpu_compact(const skv_cache_shape *cache, const skv_head *head, const int32
 }
 
 /* Every query adds its probabilities to the slots it sees, queries in order of position and heads in order, whatever the chunk. */
-void cpu_receive(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads, size_t n_kv_heads,
-                 const float *q, float *logits, size_t ld) {
+void cpu_receive(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
+                 size_t n_kv_heads, const float *q, float *logits, size_t ld) {
     const skv_kernels *kernels = exec->backend->kernels;
     const size_t group = n_heads / n_kv_heads, stride = (size_t)cache->stride, dim = (size_t)cache->head_dim;
     const float scale = 1.0f / sqrtf((float)dim);

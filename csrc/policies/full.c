@@ -6,4 +6,5 @@ static int32_t newest(const skv_method *method, int32_t budget) {
     return budget;
 }
 
-const skv_policy skv_policy_full = {.name = "full", .summary = "the whole cache, never compacted", .parameters = "interval tau", .newest = newest};
+const skv_policy skv_policy_full = {
+    .name = "full", .summary = "the whole cache, never compacted", .parameters = "interval tau", .newest = newest};

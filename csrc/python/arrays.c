@@ -12,7 +12,8 @@ PyObject *py_methods(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
     }
     for (const skv_parameter *p = skv_parameters; parameters && p->name; p++) {
         PyObject *value = p->no_default ? Py_NewRef(Py_None) : p->kind == 'f' ? PyFloat_FromDouble(p->value) : PyLong_FromDouble(p->value);
-        PyObject *row = Py_BuildValue("{s:C,s:d,s:d,s:N,s:s}", "kind", p->kind, "low", p->low, "high", p->high, "default", value, "summary", p->summary);
+        PyObject *row = Py_BuildValue("{s:C,s:d,s:d,s:N,s:s}", "kind", p->kind, "low", p->low, "high", p->high, "default", value, "summary",
+                                      p->summary);
         if (!row || PyDict_SetItemString(parameters, p->name, row)) Py_CLEAR(parameters);
         Py_XDECREF(row);
     }
@@ -54,16 +55,19 @@ static int append(PyObject *list, PyObject *array) {
     return failed;
 }
 
-static int select_heads(PyObject *module, const skv_method *method, py_custom *custom, selection *a, int prompt, const int64_t *sequence, int layer) {
+static int select_heads(PyObject *module, const skv_method *method, py_custom *custom, selection *a, int prompt, const int64_t *sequence,
+                        int layer) {
     const skv_backend *backend;
     skv_error error;
     if (skv_backend_find(NULL, &backend, &error)) return py_raise(module, &error), -1;
     const size_t n_kv = (size_t)PyArray_DIM(a->keys, 0), n_slots = (size_t)PyArray_DIM(a->keys, 1), dim = (size_t)PyArray_DIM(a->keys, 2);
     const size_t stride = (dim + 15) / 16 * 16, row = (n_slots + 47) / 16 * 16, window = (size_t)method->window;
-    const size_t group = (size_t)PyArray_DIM(a->queries, 0) / n_kv, given = (size_t)PyArray_DIM(a->queries, 1), n_queries = given < window ? given : window;
+    const size_t group = (size_t)PyArray_DIM(a->queries, 0) / n_kv, given = (size_t)PyArray_DIM(a->queries, 1),
+                 n_queries = given < window ? given : window;
     skv_heap heap = {0};
     const size_t n_penalties = a->penalties ? (size_t)PyArray_DIM(a->penalties, 0) : 0, needs = skv_method_needs(method);
-    float *block = a->block = skv_alloc(&heap, n_slots * stride + window * group * stride + 6 * row + backend->score_work(n_slots, stride, window), sizeof *block);
+    float *block = a->block = skv_alloc(
+        &heap, n_slots * stride + window * group * stride + 6 * row + backend->score_work(n_slots, stride, window), sizeof *block);
     a->flagged = skv_alloc(&heap, n_penalties, sizeof *a->flagged);
     a->keep = skv_alloc(&heap, n_slots, sizeof *a->keep);
     if (!block || !a->flagged || !a->keep) return PyErr_NoMemory(), -1;
@@ -72,19 +76,37 @@ static int select_heads(PyObject *module, const skv_method *method, py_custom *c
         a->flagged[i] = (skv_penalty){(int32_t)from[0], (int32_t)from[1], from[2]};
     }
     float *keys = block, *queries = keys + n_slots * stride, *arrays = queries + window * group * stride;
-    skv_scoring s = {.backend = backend, .method = method, .layer = (size_t)layer, .n_kv_heads = n_kv, .group = group, .n_slots = n_slots, .dim = dim, .stride = stride,
-                     .keys = keys, .queries = queries, .n_queries = n_queries, .penalties = a->flagged, .n_penalties = n_penalties, .sequence = sequence,
-                     .importance = arrays, .redundancy = arrays + row, .penalty = arrays + 2 * row, .score = arrays + 3 * row, .work = arrays + 6 * row};
+    skv_scoring s = {.backend = backend,
+                     .method = method,
+                     .layer = (size_t)layer,
+                     .n_kv_heads = n_kv,
+                     .group = group,
+                     .n_slots = n_slots,
+                     .dim = dim,
+                     .stride = stride,
+                     .keys = keys,
+                     .queries = queries,
+                     .n_queries = n_queries,
+                     .penalties = a->flagged,
+                     .n_penalties = n_penalties,
+                     .sequence = sequence,
+                     .importance = arrays,
+                     .redundancy = arrays + row,
+                     .penalty = arrays + 2 * row,
+                     .score = arrays + 3 * row,
+                     .work = arrays + 6 * row};
     for (size_t h = 0; h < n_kv; h++) {
         const size_t newest = method->policy->newest ? (size_t)method->policy->newest(method, method->budgets ? method->budgets[h] : 1) : 0;
         s.head = h;
         s.n_candidates = n_slots > newest ? n_slots - newest : 0;
         s.positions = (const int32_t *)PyArray_GETPTR2(a->positions, (npy_intp)h, 0);
         s.sums = a->sums ? (const float *)PyArray_GETPTR2(a->sums, (npy_intp)h, 0) : NULL;
-        for (size_t i = 0; i < n_slots; i++) memcpy(keys + i * stride, PyArray_GETPTR3(a->keys, (npy_intp)h, (npy_intp)i, 0), dim * sizeof *keys);
+        for (size_t i = 0; i < n_slots; i++)
+            memcpy(keys + i * stride, PyArray_GETPTR3(a->keys, (npy_intp)h, (npy_intp)i, 0), dim * sizeof *keys);
         for (size_t q = 0; q < n_queries; q++)
             for (size_t g = 0; g < group; g++)
-                memcpy(queries + (q * group + g) * stride, PyArray_GETPTR3(a->queries, (npy_intp)(h * group + g), (npy_intp)(given - n_queries + q), 0), dim * sizeof *queries);
+                memcpy(queries + (q * group + g) * stride,
+                       PyArray_GETPTR3(a->queries, (npy_intp)(h * group + g), (npy_intp)(given - n_queries + q), 0), dim * sizeof *queries);
         size_t kept = n_slots;
         if (needs & SKV_COMPACTS) {
             if (!method->policy->score(&s)) return PyErr_Restore(custom->type, custom->value, custom->traceback), -1;
@@ -99,7 +121,8 @@ static int select_heads(PyObject *module, const skv_method *method, py_custom *c
         for (size_t shared = needs & SKV_SHARED ? 0 : h; shared <= h; shared++) {
             if (append(a->lists[0], py_copy(a->keep, NPY_INT32, 1, (npy_intp[]){(npy_intp)kept}))) return -1;
             for (size_t i = 0; i < 4; i++)
-                if ((needs & bits[i]) && append(a->lists[i + 1], py_copy(found[i], NPY_FLOAT, 1, (npy_intp[]){(npy_intp)s.n_candidates}))) return -1;
+                if ((needs & bits[i]) && append(a->lists[i + 1], py_copy(found[i], NPY_FLOAT, 1, (npy_intp[]){(npy_intp)s.n_candidates})))
+                    return -1;
         }
     }
     return 0;
@@ -109,7 +132,8 @@ static int select_heads(PyObject *module, const skv_method *method, py_custom *c
 static bool has_budgets(PyObject *module, PyObject *budgets, npy_intp n_kv) {
     const npy_intp *shape = PyArray_DIMS((PyArrayObject *)budgets);
     if (shape[0] == 1 && shape[1] == n_kv) return true;
-    py_config_error(module, "budget: expected shape [1, %zd], found [%zd, %zd]", (Py_ssize_t)n_kv, (Py_ssize_t)shape[0], (Py_ssize_t)shape[1]);
+    py_config_error(module, "budget: expected shape [1, %zd], found [%zd, %zd]", (Py_ssize_t)n_kv, (Py_ssize_t)shape[0],
+                    (Py_ssize_t)shape[1]);
     return false;
 }
 
@@ -118,7 +142,8 @@ PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs) {
     int prompt = 0, layer = 0;
     long long prompt_index = 0, sample_index = 0;
     char *names[] = {"method", "keys", "queries", "positions", "penalties", "sums", "prompt", "sequence", "layer", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOi(LL)i", names, &dict, &keys, &queries, &positions, &penalties, &sums, &prompt, &prompt_index, &sample_index, &layer))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOi(LL)i", names, &dict, &keys, &queries, &positions, &penalties, &sums, &prompt,
+                                     &prompt_index, &sample_index, &layer))
         return NULL;
     skv_method method;
     skv_error error;
@@ -128,9 +153,13 @@ PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs) {
     if (!(a.keys = py_array(module, keys, "keys", NPY_FLOAT, 3, (npy_intp[]){-1, -1, -1}))) goto cleanup;
     const npy_intp n_kv = PyArray_DIM(a.keys, 0), n_slots = PyArray_DIM(a.keys, 1), dim = PyArray_DIM(a.keys, 2);
     if (!(a.queries = py_array(module, queries, "queries", NPY_FLOAT, 3, (npy_intp[]){-1, -1, dim}))) goto cleanup;
-    if (n_kv < 1 || n_slots < 1 || dim < 1 || dim > 512 || PyArray_DIM(a.queries, 0) < 1 || PyArray_DIM(a.queries, 0) % n_kv || PyArray_DIM(a.queries, 1) < 1) {
-        py_config_error(module, "keys [%zd, %zd, %zd] and queries [%zd, %zd, %zd]: none may be empty, head_dim at most 512, query heads a multiple of KV heads", (Py_ssize_t)n_kv,
-                        (Py_ssize_t)n_slots, (Py_ssize_t)dim, (Py_ssize_t)PyArray_DIM(a.queries, 0), (Py_ssize_t)PyArray_DIM(a.queries, 1), (Py_ssize_t)PyArray_DIM(a.queries, 2));
+    if (n_kv < 1 || n_slots < 1 || dim < 1 || dim > 512 || PyArray_DIM(a.queries, 0) < 1 || PyArray_DIM(a.queries, 0) % n_kv ||
+        PyArray_DIM(a.queries, 1) < 1) {
+        py_config_error(
+            module,
+            "keys [%zd, %zd, %zd] and queries [%zd, %zd, %zd]: none may be empty, head_dim at most 512, query heads a multiple of KV heads",
+            (Py_ssize_t)n_kv, (Py_ssize_t)n_slots, (Py_ssize_t)dim, (Py_ssize_t)PyArray_DIM(a.queries, 0),
+            (Py_ssize_t)PyArray_DIM(a.queries, 1), (Py_ssize_t)PyArray_DIM(a.queries, 2));
         goto cleanup;
     }
     if (!(a.positions = py_array(module, positions, "positions", NPY_INT32, 2, (npy_intp[]){n_kv, n_slots}))) goto cleanup;
@@ -141,21 +170,32 @@ PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs) {
         goto cleanup;
     }
     if (held && !has_budgets(module, held, n_kv)) goto cleanup;
-    if (skv_method_check(&method, held ? (size_t)n_kv : 0, (size_t)n_kv, &error) || skv_method_check_prompt(&method, held ? (size_t)n_kv : 0, prompt, 0, &error)) {
+    if (skv_method_check(&method, held ? (size_t)n_kv : 0, (size_t)n_kv, &error) ||
+        skv_method_check_prompt(&method, held ? (size_t)n_kv : 0, prompt, 0, &error)) {
         py_raise(module, &error);
         goto cleanup;
     }
     for (size_t i = 0; i < 5; i++)
         if (!(a.lists[i] = PyList_New(0))) goto cleanup;
     const int64_t sequence[] = {prompt_index, sample_index};
-    if (!select_heads(module, &method, &custom, &a, prompt, sequence, layer)) result = PyTuple_Pack(5, a.lists[0], a.lists[1], a.lists[2], a.lists[3], a.lists[4]);
+    if (!select_heads(module, &method, &custom, &a, prompt, sequence, layer))
+        result = PyTuple_Pack(5, a.lists[0], a.lists[1], a.lists[2], a.lists[3], a.lists[4]);
 cleanup:;
     skv_heap heap = {.live_bytes = SIZE_MAX / 2}; /* only counts */
     skv_free(&heap, a.block);
     skv_free(&heap, a.flagged);
     skv_free(&heap, a.keep);
-    PyObject *const owned[] = {(PyObject *)a.keys, (PyObject *)a.queries, (PyObject *)a.positions, (PyObject *)a.penalties, (PyObject *)a.sums, held,
-                               a.lists[0], a.lists[1], a.lists[2], a.lists[3], a.lists[4]};
+    PyObject *const owned[] = {(PyObject *)a.keys,
+                               (PyObject *)a.queries,
+                               (PyObject *)a.positions,
+                               (PyObject *)a.penalties,
+                               (PyObject *)a.sums,
+                               held,
+                               a.lists[0],
+                               a.lists[1],
+                               a.lists[2],
+                               a.lists[3],
+                               a.lists[4]};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) Py_XDECREF(owned[i]);
     return result;
 }
@@ -225,7 +265,8 @@ PyObject *py_flag_repeats(PyObject *module, PyObject *args) {
         goto cleanup;
     }
     /* Every vector is a sentence of one token. */
-    if (!skv_tracker_init(&t, &heap, &vocabulary, compat | SKV_COMPAT_EMPTY_SENTENCES, (size_t)width, 0) || !skv_tracker_reserve(&t, (size_t)n)) {
+    if (!skv_tracker_init(&t, &heap, &vocabulary, compat | SKV_COMPAT_EMPTY_SENTENCES, (size_t)width, 0) ||
+        !skv_tracker_reserve(&t, (size_t)n)) {
         PyErr_NoMemory();
         goto cleanup;
     }

@@ -21,8 +21,7 @@ typedef struct module_state {
 } module_state;
 
 typedef struct py_model {
-    PyObject_HEAD
-    skv_model *model;
+    PyObject_HEAD skv_model *model;
 } py_model;
 
 extern PyType_Spec py_model_spec, py_session_spec;
@@ -35,8 +34,8 @@ PyObject *py_config_error(PyObject *module, const char *format, ...);
 
 PyObject *py_module_of(PyObject *self);
 
-/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the same array where it is one
- * already, else a copy. NULL with a ConfigError that names it. */
+/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the same array where it is
+ * one already, else a copy. NULL with a ConfigError that names it. */
 PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape);
 
 /* As py_array, but to be written to: never a copy. */
@@ -47,8 +46,9 @@ PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape)
 
 int py_dtype(PyObject *module, const char *name, int n_allowed); /* −1 with a ConfigError */
 
-/* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first, prompt), "evict", "compat",
- * "score", "needs"}; all but the name optional. What the arrays and the function are borrowed from is held in `held`, a new reference. */
+/* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first, prompt), "evict",
+ * "compat", "score", "needs"}; all but the name optional. What the arrays and the function are borrowed from is held in `held`, a new
+ * reference. */
 typedef struct py_custom {
     PyObject *module, *function;
     PyObject *type, *value, *traceback; /* what the function raised */

@@ -23,7 +23,8 @@ static PyObject *candidates(const skv_scoring *s) {
     const unsigned needs = s->method->custom_needs;
     const npy_intp n = (npy_intp)s->n_slots, c = (npy_intp)s->n_candidates, dim = (npy_intp)s->dim;
     PyObject *keys = PyArray_SimpleNew(2, ((npy_intp[]){n, dim}), NPY_FLOAT);
-    for (npy_intp i = 0; keys && i < n; i++) memcpy(PyArray_GETPTR2((PyArrayObject *)keys, i, 0), s->keys + (size_t)i * s->stride, s->dim * sizeof(float));
+    for (npy_intp i = 0; keys && i < n; i++)
+        memcpy(PyArray_GETPTR2((PyArrayObject *)keys, i, 0), s->keys + (size_t)i * s->stride, s->dim * sizeof(float));
     int failed = !dict || set(dict, "keys", keys) || set(dict, "positions", py_copy(s->positions, NPY_INT32, 1, &n)) ||
                  set(dict, "n_candidates", PyLong_FromSsize_t(c)) || set(dict, "layer", PyLong_FromSize_t(s->layer)) ||
                  set(dict, "head", PyLong_FromSize_t(s->head));
@@ -31,7 +32,8 @@ static PyObject *candidates(const skv_scoring *s) {
         PyObject *queries = PyArray_SimpleNew(3, ((npy_intp[]){(npy_intp)s->group, (npy_intp)s->n_queries, dim}), NPY_FLOAT);
         for (size_t q = 0; queries && q < s->n_queries; q++)
             for (size_t g = 0; g < s->group; g++)
-                memcpy(PyArray_GETPTR3((PyArrayObject *)queries, (npy_intp)g, (npy_intp)q, 0), s->queries + (q * s->group + g) * s->stride, s->dim * sizeof(float));
+                memcpy(PyArray_GETPTR3((PyArrayObject *)queries, (npy_intp)g, (npy_intp)q, 0), s->queries + (q * s->group + g) * s->stride,
+                       s->dim * sizeof(float));
         failed = set(dict, "queries", queries);
     }
     const struct {
@@ -59,7 +61,8 @@ static bool call_custom(void *context, skv_scoring *s) {
     for (size_t j = 0; score && j < s->n_candidates; j++) {
         s->score[j] = *(float *)PyArray_GETPTR1(score, (npy_intp)j);
         if (!isnan(s->score[j])) continue;
-        py_config_error(custom->module, "custom score of candidate %zu (layer %zu, head %zu) is nan; allowed: numbers", j, s->layer, s->head);
+        py_config_error(custom->module, "custom score of candidate %zu (layer %zu, head %zu) is nan; allowed: numbers", j, s->layer,
+                        s->head);
         break;
     }
     const bool ok = !PyErr_Occurred();
@@ -85,7 +88,8 @@ int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *c
     *method = skv_method_of(policy);
     for (const skv_parameter *p = skv_parameters; p->name; p++) {
         if (!(value = item(dict, p->name)) || !strcmp(p->name, "budget")) continue;
-        if (!skv_policy_takes(policy, p->name)) return py_config_error(module, "%s has no parameter \"%s\"; allowed: %s", name, p->name, policy->parameters), -1;
+        if (!skv_policy_takes(policy, p->name))
+            return py_config_error(module, "%s has no parameter \"%s\"; allowed: %s", name, p->name, policy->parameters), -1;
         const double number = PyFloat_AsDouble(value);
         if (PyErr_Occurred()) return -1;
         if (skv_method_set(method, p->name, number, &error)) return py_raise(module, &error), -1;
@@ -129,8 +133,8 @@ int py_vocabulary(PyObject *module, PyObject *tuple, skv_vocabulary *v, npy_intp
     PyArrayObject *w = r ? py_array(module, ways, "think markers", NPY_INT32, 2, (npy_intp[]){-1, SKV_WAY}) : NULL;
     if (w && n_open >= 0 && n_open <= PyArray_DIM(w, 0)) {
         v->flags = PyArray_DATA(f);
-        v->runs = (const int32_t (*)[3])PyArray_DATA(r);
-        v->ways = (const int32_t (*)[SKV_WAY])PyArray_DATA(w);
+        v->runs = (const int32_t(*)[3])PyArray_DATA(r);
+        v->ways = (const int32_t(*)[SKV_WAY])PyArray_DATA(w);
         v->n_runs = (size_t)PyArray_DIM(r, 0);
         v->n_open = (size_t)n_open;
         v->n_close = (size_t)PyArray_DIM(w, 0) - (size_t)n_open;

@@ -76,7 +76,8 @@ PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
     PyObject *list = PyList_New((Py_ssize_t)model->n_slots);
     for (size_t i = 0; list && i < model->n_slots; i++) {
         const skv_slot *s = model->slots + i;
-        PyObject *row = s->columns ? Py_BuildValue("s(ii)O", s->name, s->rows, s->columns, Py_True) : Py_BuildValue("s(i)O", s->name, s->rows, Py_False);
+        PyObject *row = s->columns ? Py_BuildValue("s(ii)O", s->name, s->rows, s->columns, Py_True)
+                                   : Py_BuildValue("s(i)O", s->name, s->rows, Py_False);
         if (row)
             PyList_SET_ITEM(list, (Py_ssize_t)i, row);
         else
@@ -135,7 +136,8 @@ static PyObject *model_bind(PyObject *self, PyObject *args) {
     skv_error error;
     skv_status status = SKV_OK;
     if (bytes != (size_t)PyArray_SIZE(data) || n_threads < 1 || n_threads > 1024) {
-        py_config_error(module, "tensor \"%s\": %zd bytes for a shape of %zu, %d threads", name, (Py_ssize_t)PyArray_SIZE(data), bytes, n_threads);
+        py_config_error(module, "tensor \"%s\": %zd bytes for a shape of %zu, %d threads", name, (Py_ssize_t)PyArray_SIZE(data), bytes,
+                        n_threads);
         goto cleanup;
     }
     Py_BEGIN_ALLOW_THREADS status = skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
@@ -151,37 +153,46 @@ static PyObject *model_limits(PyObject *self, PyObject *args) {
     Py_ssize_t n_bytes;
     int n_threads;
     if (!PyArg_ParseTuple(args, "ni", &n_bytes, &n_threads)) return NULL;
-    if (n_bytes < 4096 || n_threads < 1 || n_threads > 1024) return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
+    if (n_bytes < 4096 || n_threads < 1 || n_threads > 1024)
+        return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
     skv_heap heap = {0};
     double bytes, macs;
     float *memory = skv_alloc(&heap, (size_t)n_bytes, 1);
     if (!memory) return PyErr_NoMemory();
-    Py_BEGIN_ALLOW_THREADS
-    memset(memory, 0, (size_t)n_bytes); /* touched: pages that are not there are not read */
+    Py_BEGIN_ALLOW_THREADS memset(memory, 0, (size_t)n_bytes); /* touched: pages that are not there are not read */
     const skv_exec exec = {.backend = model->backend, .n_threads = n_threads};
     model->backend->limits(&exec, memory, (size_t)n_bytes / sizeof *memory, &bytes, &macs);
     skv_free(&heap, memory);
-    Py_END_ALLOW_THREADS
-    return Py_BuildValue("dd", bytes, macs);
+    Py_END_ALLOW_THREADS return Py_BuildValue("dd", bytes, macs);
 }
 
-static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) { return PyLong_FromSize_t(((py_model *)self)->model->heap.live_bytes); }
+static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromSize_t(((py_model *)self)->model->heap.live_bytes);
+}
 
-static PyObject *model_variant(PyObject *self, void *Py_UNUSED(closure)) { return PyUnicode_FromString(((py_model *)self)->model->backend->name); }
+static PyObject *model_variant(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyUnicode_FromString(((py_model *)self)->model->backend->name);
+}
 
 static PyObject *model_dtype(PyObject *self, void *Py_UNUSED(closure)) {
     return PyUnicode_FromString(((py_model *)self)->model->type == SKV_BF16 ? "bf16" : "f32");
 }
 
 static PyMethodDef model_methods[] = {
-    {"bind", model_bind, METH_VARARGS, "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
-    {"limits", model_limits, METH_VARARGS, "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels reach."},
+    {"bind", model_bind, METH_VARARGS,
+     "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
+    {"limits", model_limits, METH_VARARGS,
+     "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels reach."},
     {0},
 };
 static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},
                                      {"dtype", model_dtype, NULL, "Type of the matrices.", NULL},
                                      {"variant", model_variant, NULL, "Name of the CPU variant.", NULL},
                                      {0}};
-static PyType_Slot model_slots[] = {{Py_tp_new, model_new}, {Py_tp_dealloc, model_dealloc}, {Py_tp_methods, model_methods},
-                                    {Py_tp_getset, model_getset}, {Py_tp_doc, "Model(config, dtype='f32', variant=None): weights, bound one by one."}, {0}};
+static PyType_Slot model_slots[] = {{Py_tp_new, model_new},
+                                    {Py_tp_dealloc, model_dealloc},
+                                    {Py_tp_methods, model_methods},
+                                    {Py_tp_getset, model_getset},
+                                    {Py_tp_doc, "Model(config, dtype='f32', variant=None): weights, bound one by one."},
+                                    {0}};
 PyType_Spec py_model_spec = {"skipkv._skipkv.Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, model_slots};

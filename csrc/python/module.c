@@ -1,10 +1,14 @@
-/* The module: the core's tables (families, tensors, CPU variants, methods), its two nouns, Model and Session, and its functions on arrays. */
+/* The module: the core's tables (families, tensors, CPU variants, methods), its two nouns, Model and Session, and its functions on arrays.
+ */
 #define SKV_MODULE
 #include "binding.h"
 
 PyObject *py_raise(PyObject *module, const skv_error *error) {
-    static const char *const names[] = {
-        [SKV_CHECKPOINT] = "CheckpointError", [SKV_CONFIG] = "ConfigError", [SKV_CAPACITY] = "CapacityError", [SKV_BACKEND] = "BackendError", [SKV_CALLER] = "Error"};
+    static const char *const names[] = {[SKV_CHECKPOINT] = "CheckpointError",
+                                        [SKV_CONFIG] = "ConfigError",
+                                        [SKV_CAPACITY] = "CapacityError",
+                                        [SKV_BACKEND] = "BackendError",
+                                        [SKV_CALLER] = "Error"};
     module_state *state = PyModule_GetState(module);
     PyObject *class = PyObject_GetAttrString(state->errors, names[error->code]);
     if (class) PyErr_SetString(class, error->text);
@@ -34,7 +38,8 @@ static int has_shape(PyArrayObject *array, int n_dims, const npy_intp *shape) {
 static void shape_text(char *text, size_t size, int n_dims, const npy_intp *shape) {
     size_t at = (size_t)PyOS_snprintf(text, size, "[");
     for (int i = 0; i < n_dims && at < size - 24; i++)
-        at += (size_t)(shape[i] < 0 ? PyOS_snprintf(text + at, size - at, "%sn", i ? ", " : "") : PyOS_snprintf(text + at, size - at, "%s%zd", i ? ", " : "", (Py_ssize_t)shape[i]));
+        at += (size_t)(shape[i] < 0 ? PyOS_snprintf(text + at, size - at, "%sn", i ? ", " : "")
+                                    : PyOS_snprintf(text + at, size - at, "%s%zd", i ? ", " : "", (Py_ssize_t)shape[i]));
     PyOS_snprintf(text + at, size - at, "]");
 }
 
@@ -50,7 +55,8 @@ static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char
 
 PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape) {
     const int narrows = type == NPY_FLOAT ? NPY_ARRAY_FORCECAST : 0; /* float64 is rounded; integers are never cut */
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows);
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROMANY(object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows);
     if (!array && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
         PyErr_Clear();
         PyArray_Descr *wanted = PyArray_DescrFromType(type);
@@ -72,7 +78,8 @@ PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, i
 
 PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape) {
     PyObject *array = PyArray_SimpleNew(n_dims, shape, type);
-    if (array && PyArray_NBYTES((PyArrayObject *)array)) memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
+    if (array && PyArray_NBYTES((PyArrayObject *)array))
+        memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
     return array;
 }
 
@@ -90,9 +97,9 @@ static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unuse
         PyObject *values[] = {[SKV_BIAS_NEVER] = Py_False, [SKV_BIAS_ALWAYS] = Py_True, [SKV_BIAS_CONFIG] = Py_None};
         PyObject *rope = PyTuple_New(SKV_N_ROPES);
         for (Py_ssize_t i = 0; rope && i < SKV_N_ROPES; i++) PyTuple_SET_ITEM(rope, i, PyUnicode_FromString(skv_rope_names[i]));
-        PyObject *row = rope ? Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", (*f)->architecture, "qkv_bias", values[(*f)->qkv_bias],
-                                             "o_bias", values[(*f)->o_bias], "mlp_bias", values[(*f)->mlp_bias], "qk_norm",
-                                             (*f)->qk_norm ? Py_True : Py_False, "rope", rope)
+        PyObject *row = rope ? Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", (*f)->architecture, "qkv_bias",
+                                             values[(*f)->qkv_bias], "o_bias", values[(*f)->o_bias], "mlp_bias", values[(*f)->mlp_bias],
+                                             "qk_norm", (*f)->qk_norm ? Py_True : Py_False, "rope", rope)
                              : NULL;
         if (!row || PyDict_SetItemString(all, (*f)->name, row)) Py_CLEAR(all);
         Py_XDECREF(row);
@@ -114,8 +121,10 @@ static PyMethodDef methods[] = {
     {"tensors", py_tensors, METH_O, "tensors(config) -> list of (name, shape, is_matrix) that a checkpoint of this configuration holds."},
     {"variants", variants, METH_NOARGS, "variants() -> dict: CPU variants, best first, and whether this machine runs each."},
     {"methods", py_methods, METH_NOARGS, "methods() -> (dict of eviction methods, dict of their parameters): the core's tables."},
-    {"check_method", py_check_method, METH_VARARGS, "check_method(method, n_prompt, reserve=0): raises ConfigError for a method that cannot run."},
-    {"select", (PyCFunction)(void (*)(void))py_select, METH_VARARGS | METH_KEYWORDS, "select(method, keys, queries, positions, penalties, sums, prompt, sequence, layer): see skipkv.select."},
+    {"check_method", py_check_method, METH_VARARGS,
+     "check_method(method, n_prompt, reserve=0): raises ConfigError for a method that cannot run."},
+    {"select", (PyCFunction)(void (*)(void))py_select, METH_VARARGS | METH_KEYWORDS,
+     "select(method, keys, queries, positions, penalties, sums, prompt, sequence, layer): see skipkv.select."},
     {"segment", py_segment, METH_VARARGS, "segment(ids, vocabulary, n_prompt, compat): see skipkv.segment."},
     {"flag_repeats", py_flag_repeats, METH_VARARGS, "flag_repeats(vectors, tau, compat): see skipkv.flag_repeats."},
     {0},
@@ -151,13 +160,8 @@ static int module_clear(PyObject *module) {
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, module_exec}, {0}};
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "skipkv._skipkv",
-    .m_size = sizeof(module_state),
-    .m_methods = methods,
-    .m_slots = slots,
-    .m_traverse = module_traverse,
-    .m_clear = module_clear,
+    PyModuleDef_HEAD_INIT, .m_name = "skipkv._skipkv",    .m_size = sizeof(module_state), .m_methods = methods,
+    .m_slots = slots,      .m_traverse = module_traverse, .m_clear = module_clear,
 };
 
 PyMODINIT_FUNC PyInit__skipkv(void) { return PyModuleDef_Init(&definition); }

@@ -5,10 +5,9 @@
 #include "../sample.h"
 
 typedef struct py_session {
-    PyObject_HEAD
-    skv_session *session;
-    py_model *model;             /* keeps the weights alive */
-    PyObject *method, *budgets;  /* keep the custom score and the budgets alive */
+    PyObject_HEAD skv_session *session;
+    py_model *model;            /* keeps the weights alive */
+    PyObject *method, *budgets; /* keep the custom score and the budgets alive */
     PyObject *vocabulary;
     py_custom custom;
     skv_candidate *candidates; /* [vocab] the sampler's scratch */
@@ -22,13 +21,15 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     int rows = 1, tokens = 512, threads = 1, trace = 0;
     Py_ssize_t memory_limit = PY_SSIZE_T_MAX;
     char *names[] = {"model", "rows", "tokens", "cache", "memory_limit", "threads", "method", "vocabulary", "trace", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOi", names, state->model, &model, &rows, &tokens, &cache, &memory_limit, &threads,
-                                     &method_dict, &vocabulary, &trace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOi", names, state->model, &model, &rows, &tokens, &cache, &memory_limit,
+                                     &threads, &method_dict, &vocabulary, &trace))
         return NULL;
     const int cache_type = py_dtype(module, cache, SKV_F16);
     if (cache_type < 0) return NULL;
     if (rows < 1 || tokens < rows || threads < 1 || threads > 1024 || memory_limit < 1 || trace < 0 || trace > SKV_TRACE_SCORES)
-        return py_config_error(module, "rows %d, tokens %d, threads %d, memory_limit %zd, trace %d: each must be positive, tokens at least rows, threads at most 1024, trace at most 2",
+        return py_config_error(module,
+                               "rows %d, tokens %d, threads %d, memory_limit %zd, trace %d: each must be positive, tokens at least rows, "
+                               "threads at most 1024, trace at most 2",
                                rows, tokens, threads, memory_limit, trace);
     skv_error error;
     skv_model *core = ((py_model *)model)->model;
@@ -38,14 +39,20 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!self) return NULL;
     self->model = (py_model *)Py_NewRef(model);
     self->method = method_dict ? Py_NewRef(method_dict) : PyDict_New();
-    skv_options options = {.cache_type = (skv_dtype)cache_type, .n_rows = (size_t)rows, .max_tokens = (size_t)tokens, .limit_bytes = (size_t)memory_limit,
-                           .n_threads = threads, .trace = (skv_trace_level)trace};
+    skv_options options = {.cache_type = (skv_dtype)cache_type,
+                           .n_rows = (size_t)rows,
+                           .max_tokens = (size_t)tokens,
+                           .limit_bytes = (size_t)memory_limit,
+                           .n_threads = threads,
+                           .trace = (skv_trace_level)trace};
     if (!self->method || py_method(module, self->method, &options.method, &self->custom, &self->budgets) ||
         py_vocabulary(module, vocabulary, &options.vocabulary, c->vocab, &self->vocabulary))
         goto failed;
-    if (self->budgets && (PyArray_DIM((PyArrayObject *)self->budgets, 0) != c->n_layers || PyArray_DIM((PyArrayObject *)self->budgets, 1) != c->n_kv_heads)) {
+    if (self->budgets && (PyArray_DIM((PyArrayObject *)self->budgets, 0) != c->n_layers ||
+                          PyArray_DIM((PyArrayObject *)self->budgets, 1) != c->n_kv_heads)) {
         py_config_error(module, "budget: expected shape [%d, %d], found [%zd, %zd]", c->n_layers, c->n_kv_heads,
-                        (Py_ssize_t)PyArray_DIM((PyArrayObject *)self->budgets, 0), (Py_ssize_t)PyArray_DIM((PyArrayObject *)self->budgets, 1));
+                        (Py_ssize_t)PyArray_DIM((PyArrayObject *)self->budgets, 0),
+                        (Py_ssize_t)PyArray_DIM((PyArrayObject *)self->budgets, 1));
         goto failed;
     }
     self->session = skv_session_new(core, &options, &error);
@@ -107,7 +114,8 @@ static int read_steering(py_session *self, PyObject *tuple, skv_steering *steeri
     PyObject *module = py_module_of((PyObject *)self), *vector;
     const char *scope;
     if (tuple == Py_None) return 0;
-    if (!PyArg_ParseTuple(tuple, "Oifffs", &vector, &steering->layer, &steering->alpha, &steering->gamma, &steering->alpha_max, &scope)) return -1;
+    if (!PyArg_ParseTuple(tuple, "Oifffs", &vector, &steering->layer, &steering->alpha, &steering->gamma, &steering->alpha_max, &scope))
+        return -1;
     int found = 0;
     while (found < SKV_N_SCOPES && strcmp(skv_scope_names[found], scope)) found++;
     if (found == SKV_N_SCOPES) return py_config_error(module, "scope is \"%.40s\"; allowed: think, generation, all", scope), -1;
@@ -124,10 +132,12 @@ static PyObject *session_open(PyObject *object, PyObject *args, PyObject *kwargs
     int capacity, n_prompt = 0, reserve = 0;
     long long prompt = 0, sample = 0;
     PyObject *steering = Py_None, *held = NULL, *result = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iLLOi", (char *[]){"capacity", "n_prompt", "prompt", "sample", "steering", "reserve", NULL}, &capacity, &n_prompt,
-                                     &prompt, &sample, &steering, &reserve))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iLLOi",
+                                     (char *[]){"capacity", "n_prompt", "prompt", "sample", "steering", "reserve", NULL}, &capacity,
+                                     &n_prompt, &prompt, &sample, &steering, &reserve))
         return NULL;
-    skv_row_options options = {.capacity = capacity, .n_prompt = n_prompt ? n_prompt : capacity, .reserve = reserve, .sequence = {prompt, sample}};
+    skv_row_options options = {
+        .capacity = capacity, .n_prompt = n_prompt ? n_prompt : capacity, .reserve = reserve, .sequence = {prompt, sample}};
     skv_error error;
     int32_t row;
     if (in_use(self) || read_steering(self, steering, &options.steering, &held)) return NULL;
@@ -143,7 +153,8 @@ static PyObject *session_fork(PyObject *object, PyObject *args) {
     skv_error error;
     int32_t row;
     if (!PyArg_ParseTuple(args, "iiL", &from, &capacity, &sample) || !row_of(self, from)) return NULL;
-    return skv_row_fork(self->session, from, capacity, sample, &row, &error) ? py_raise(py_module_of(object), &error) : PyLong_FromLong(row);
+    return skv_row_fork(self->session, from, capacity, sample, &row, &error) ? py_raise(py_module_of(object), &error)
+                                                                             : PyLong_FromLong(row);
 }
 
 static PyObject *session_close(PyObject *object, PyObject *row) {
@@ -170,11 +181,12 @@ static PyObject *session_row_bytes(PyObject *object, PyObject *args) {
 
 static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
     py_session *self = (py_session *)object;
-    PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None, *layer_object = Py_None, *state_object = Py_None, *result = NULL;
+    PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None, *layer_object = Py_None,
+             *state_object = Py_None, *result = NULL;
     PyArrayObject *spans = NULL, *tokens = NULL, *logits = NULL, *layers = NULL, *states = NULL;
     int every = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOO", (char *[]){"spans", "tokens", "logits", "every", "layers", "states", NULL}, &span_object, &token_object,
-                                     &logit_object, &every, &layer_object, &state_object))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOO", (char *[]){"spans", "tokens", "logits", "every", "layers", "states", NULL},
+                                     &span_object, &token_object, &logit_object, &every, &layer_object, &state_object))
         return NULL;
     const skv_config *c = &self->session->model->config;
     spans = py_array(module, span_object, "spans", NPY_INT32, 2, (npy_intp[]){-1, 2});
@@ -188,21 +200,23 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
         py_config_error(module, "spans of %zd tokens, but %zd token ids", (Py_ssize_t)sum, (Py_ssize_t)n_tokens);
         goto cleanup;
     }
-    if (logit_object != Py_None && !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){every ? n_tokens : n_spans, c->vocab}))) goto cleanup;
+    if (logit_object != Py_None &&
+        !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){every ? n_tokens : n_spans, c->vocab})))
+        goto cleanup;
     skv_capture capture = {0};
     if (layer_object != Py_None) {
         if (!(layers = py_array(module, layer_object, "layers", NPY_INT32, 1, (npy_intp[]){-1}))) goto cleanup;
-        if (!(states = py_output(module, state_object, "states", NPY_FLOAT, 3, (npy_intp[]){PyArray_DIM(layers, 0), n_tokens, c->hidden}))) goto cleanup;
+        if (!(states = py_output(module, state_object, "states", NPY_FLOAT, 3, (npy_intp[]){PyArray_DIM(layers, 0), n_tokens, c->hidden})))
+            goto cleanup;
         capture = (skv_capture){PyArray_DATA(layers), (size_t)PyArray_DIM(layers, 0), PyArray_DATA(states)};
     }
     if (in_use(self)) goto cleanup;
     skv_error error;
     skv_status status;
     self->busy = 1;
-    Py_BEGIN_ALLOW_THREADS
-    status = skv_forward(self->session, span, (size_t)n_spans, PyArray_DATA(tokens), every != 0, logits ? PyArray_DATA(logits) : NULL, layers ? &capture : NULL, &error);
-    Py_END_ALLOW_THREADS
-    self->busy = 0;
+    Py_BEGIN_ALLOW_THREADS status = skv_forward(self->session, span, (size_t)n_spans, PyArray_DATA(tokens), every != 0,
+                                                logits ? PyArray_DATA(logits) : NULL, layers ? &capture : NULL, &error);
+    Py_END_ALLOW_THREADS self->busy = 0;
     if (status == SKV_CALLER && self->custom.type) {
         PyErr_Restore(self->custom.type, self->custom.value, self->custom.traceback);
         self->custom.type = self->custom.value = self->custom.traceback = NULL;
@@ -233,16 +247,18 @@ static PyObject *session_sample(PyObject *object, PyObject *args) {
     double temperature, top_p, min_p;
     int top_k;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "OOKdidd", &logit_object, &sequence_object, &seed, &temperature, &top_k, &top_p, &min_p) || in_use(self)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOKdidd", &logit_object, &sequence_object, &seed, &temperature, &top_k, &top_p, &min_p) || in_use(self))
+        return NULL;
     const npy_intp vocab = self->session->model->config.vocab;
     PyArrayObject *logits = py_array(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){-1, vocab});
     if (!logits) return NULL;
     PyArrayObject *sequences = py_array(module, sequence_object, "sequences", NPY_INT64, 2, (npy_intp[]){PyArray_DIM(logits, 0), 3});
     if (sequences) tokens = PyArray_SimpleNew(1, PyArray_DIMS(logits), NPY_INT32);
-    sampling = (skv_sampling){.temperature = (float)temperature, .top_k = top_k, .top_p = (float)top_p, .min_p = (float)min_p, .seed = seed};
+    sampling =
+        (skv_sampling){.temperature = (float)temperature, .top_k = top_k, .top_p = (float)top_p, .min_p = (float)min_p, .seed = seed};
     for (npy_intp i = 0; tokens && i < PyArray_DIM(logits, 0); i++)
-        *(int32_t *)PyArray_GETPTR1((PyArrayObject *)tokens, i) =
-            skv_sample(PyArray_GETPTR2(logits, i, 0), (size_t)vocab, &sampling, (const int64_t *)PyArray_GETPTR2(sequences, i, 0), self->candidates);
+        *(int32_t *)PyArray_GETPTR1((PyArrayObject *)tokens, i) = skv_sample(
+            PyArray_GETPTR2(logits, i, 0), (size_t)vocab, &sampling, (const int64_t *)PyArray_GETPTR2(sequences, i, 0), self->candidates);
     Py_DECREF(logits);
     Py_XDECREF(sequences);
     return tokens;
@@ -268,10 +284,12 @@ static PyObject *session_state(PyObject *object, PyObject *row) {
     for (size_t h = 0; h < n_heads; h++) n_slots += r->heads[h].n_slots;
     int flagged = 0;
     for (size_t i = 0; i < r->tracker.n_closed; i++) flagged += r->tracker.sentences[i].lambda > 0;
-    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:i,s:i,s:i,s:i,s:i,s:i}", "n_tokens", r->n_tokens, "n_prompt", r->n_prompt, "slots", n_slots, "live_bytes", (Py_ssize_t)(r->n_pages * page),
-                         "peak_bytes", (Py_ssize_t)(r->peak_pages * page), "compactions", r->n_compactions, "evicted", (unsigned long long)r->n_evicted, "pairs",
-                         (unsigned long long)r->n_pairs, "sentences", (Py_ssize_t)r->tracker.n_closed, "flagged", flagged, "thoughts", r->tracker.n_thoughts,
-                         "thinking_tokens", r->tracker.n_thinking, "answer_tokens", r->tracker.n_answer, "repeating", r->tracker.n_repeating, "steered", r->n_steered);
+    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:i,s:i,s:i,s:i,s:i,s:i}", "n_tokens", r->n_tokens, "n_prompt", r->n_prompt,
+                         "slots", n_slots, "live_bytes", (Py_ssize_t)(r->n_pages * page), "peak_bytes", (Py_ssize_t)(r->peak_pages * page),
+                         "compactions", r->n_compactions, "evicted", (unsigned long long)r->n_evicted, "pairs",
+                         (unsigned long long)r->n_pairs, "sentences", (Py_ssize_t)r->tracker.n_closed, "flagged", flagged, "thoughts",
+                         r->tracker.n_thoughts, "thinking_tokens", r->tracker.n_thinking, "answer_tokens", r->tracker.n_answer, "repeating",
+                         r->tracker.n_repeating, "steered", r->n_steered);
 }
 
 static PyObject *session_positions(PyObject *object, PyObject *args) {
@@ -281,10 +299,13 @@ static PyObject *session_positions(PyObject *object, PyObject *args) {
     const skv_row *r = row_of(self, row);
     const skv_config *c = &self->session->model->config;
     if (!r) return NULL;
-    if (layer < 0 || layer >= c->n_layers || head < 0 || head >= c->n_kv_heads) return py_config_error(py_module_of(object), "layer %d, head %d: there are %d and %d", layer, head, c->n_layers, c->n_kv_heads);
+    if (layer < 0 || layer >= c->n_layers || head < 0 || head >= c->n_kv_heads)
+        return py_config_error(py_module_of(object), "layer %d, head %d: there are %d and %d", layer, head, c->n_layers, c->n_kv_heads);
     const skv_head *from = r->heads + layer * c->n_kv_heads + head;
     PyObject *array = PyArray_SimpleNew(1, ((npy_intp[]){from->n_slots}), NPY_INT32);
-    if (array) self->session->model->backend->gather(self->session->model->backend, &self->session->cache.shape, from, NULL, (size_t)from->n_slots, NULL, PyArray_DATA((PyArrayObject *)array), NULL);
+    if (array)
+        self->session->model->backend->gather(self->session->model->backend, &self->session->cache.shape, from, NULL, (size_t)from->n_slots,
+                                              NULL, PyArray_DATA((PyArrayObject *)array), NULL);
     return array;
 }
 
@@ -296,14 +317,16 @@ static PyObject *session_sentences(PyObject *object, PyObject *args) {
     const skv_row *r = row_of(self, row);
     if (!r) return NULL;
     const npy_intp n = (npy_intp)r->tracker.n_closed, hidden = self->session->model->config.hidden;
-    PyObject *list = PyList_New(n), *vectors = with_vectors ? PyArray_SimpleNew(2, ((npy_intp[]){n, hidden}), NPY_FLOAT) : Py_NewRef(Py_None), *both = NULL;
+    PyObject *list = PyList_New(n),
+             *vectors = with_vectors ? PyArray_SimpleNew(2, ((npy_intp[]){n, hidden}), NPY_FLOAT) : Py_NewRef(Py_None), *both = NULL;
     for (npy_intp i = 0; list && vectors && i < n; i++) {
         const skv_sentence *s = r->tracker.sentences + i;
         PyObject *item = Py_BuildValue("iiiidi", s->first, s->last, s->closed, s->thought, (double)s->lambda, s->repeats);
         if (!item) goto cleanup;
         PyList_SET_ITEM(list, i, item);
         const float *vector = skv_tracker_vector(&r->tracker, (size_t)i);
-        for (npy_intp k = 0; with_vectors && k < hidden; k++) *(float *)PyArray_GETPTR2((PyArrayObject *)vectors, i, k) = vector ? vector[k] : NAN;
+        for (npy_intp k = 0; with_vectors && k < hidden; k++)
+            *(float *)PyArray_GETPTR2((PyArrayObject *)vectors, i, k) = vector ? vector[k] : NAN;
     }
     if (list && vectors) both = PyTuple_Pack(2, list, vectors);
 cleanup:
@@ -350,35 +373,47 @@ static PyObject *session_trace(PyObject *object, PyObject *Py_UNUSED(unused)) {
 static PyObject *session_ledger(PyObject *object, PyObject *Py_UNUSED(unused)) {
     const skv_session *s = ((py_session *)object)->session;
     const size_t page = s->cache.shape.page_bytes;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)((s->cache.n_pages - s->cache.n_free) * page), "reserved_bytes",
-                         (Py_ssize_t)(s->cache.n_reserved * page), "pool_bytes", (Py_ssize_t)(s->cache.n_pages * page), "peak_bytes", (Py_ssize_t)(s->cache.peak_pages * page),
-                         "page_bytes", (Py_ssize_t)page, "heap_bytes", (Py_ssize_t)s->heap.live_bytes, "n_allocator_calls", (unsigned long long)s->heap.n_calls, "evict_seconds",
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)((s->cache.n_pages - s->cache.n_free) * page),
+                         "reserved_bytes", (Py_ssize_t)(s->cache.n_reserved * page), "pool_bytes", (Py_ssize_t)(s->cache.n_pages * page),
+                         "peak_bytes", (Py_ssize_t)(s->cache.peak_pages * page), "page_bytes", (Py_ssize_t)page, "heap_bytes",
+                         (Py_ssize_t)s->heap.live_bytes, "n_allocator_calls", (unsigned long long)s->heap.n_calls, "evict_seconds",
                          s->evict_seconds);
 }
 
-#define KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
+#define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 static PyMethodDef session_methods[] = {
-    {"open", KEYWORDS(session_open), "open(capacity, n_prompt=capacity, prompt=0, sample=0, steering=None, reserve=0) -> row, with cache for its worst case set aside.\n"
-                                     "steering: (vector [hidden], layer, alpha, gamma, alpha_max, scope). reserve: slots taken off every budget."},
+    {"open", KEYWORDS(session_open),
+     "open(capacity, n_prompt=capacity, prompt=0, sample=0, steering=None, reserve=0) -> row, with cache for its worst case set aside.\n"
+     "steering: (vector [hidden], layer, alpha, gamma, alpha_max, scope). reserve: slots taken off every budget."},
     {"fork", session_fork, METH_VARARGS, "fork(row, capacity, sample) -> a row that holds what that row holds."},
     {"close", session_close, METH_O, "close(row): its pages go back to the pool."},
     {"chunk", session_chunk, METH_VARARGS, "chunk(row, n) -> how many of its next n tokens may be fed at once."},
     {"row_bytes", session_row_bytes, METH_VARARGS, "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
     {"forward", KEYWORDS(session_forward),
      "forward(spans, tokens, logits=None, every=False, layers=None, states=None) -> list of (index of a steered token, its α).\n"
-     "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be filled if every, else [n, vocab],\n"
-     "those of each span's last token; states float32 [n_layers, n_tokens, hidden]: those entering the blocks `layers`, or after the final norm."},
-    {"sample", session_sample, METH_VARARGS, "sample(logits [n, vocab], sequences [n, 3], seed, temperature, top_k, top_p, min_p) -> tokens [n] int32."},
+     "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be filled if every, else "
+     "[n, vocab],\n"
+     "those of each span's last token; states float32 [n_layers, n_tokens, hidden]: those entering the blocks `layers`, or after the final "
+     "norm."},
+    {"sample", session_sample, METH_VARARGS,
+     "sample(logits [n, vocab], sequences [n, 3], seed, temperature, top_k, top_p, min_p) -> tokens [n] int32."},
     {"brake", session_brake, METH_O, "brake(row): raises its steering to alpha_max."},
     {"state", session_state, METH_O, "state(row) -> dict of its counts."},
     {"positions", session_positions, METH_VARARGS, "positions(row, layer, head) -> int32 [n_slots]."},
-    {"sentences", session_sentences, METH_VARARGS, "sentences(row, vectors=False) -> (list of (first, last, closed, thought, lambda, repeats), vectors [n, hidden] or None)."},
+    {"sentences", session_sentences, METH_VARARGS,
+     "sentences(row, vectors=False) -> (list of (first, last, closed, thought, lambda, repeats), vectors [n, hidden] or None)."},
     {"trace", session_trace, METH_NOARGS, "trace() -> the records since the last call: (row, step, layer, head, n_before, kept, scores)."},
     {"ledger", session_ledger, METH_NOARGS, "ledger() -> dict of the session's bytes."},
     {0},
 };
-static PyType_Slot session_slots[] = {{Py_tp_new, session_new}, {Py_tp_dealloc, session_dealloc}, {Py_tp_traverse, session_traverse}, {Py_tp_clear, session_clear},
-                                      {Py_tp_methods, session_methods},
-                                      {Py_tp_doc, "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, threads=1, method=None, vocabulary=None, trace=0): rows in flight."},
-                                      {0}};
-PyType_Spec py_session_spec = {"skipkv._skipkv.Session", sizeof(py_session), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC, session_slots};
+static PyType_Slot session_slots[] = {
+    {Py_tp_new, session_new},
+    {Py_tp_dealloc, session_dealloc},
+    {Py_tp_traverse, session_traverse},
+    {Py_tp_clear, session_clear},
+    {Py_tp_methods, session_methods},
+    {Py_tp_doc,
+     "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, threads=1, method=None, vocabulary=None, trace=0): rows in flight."},
+    {0}};
+PyType_Spec py_session_spec = {"skipkv._skipkv.Session", sizeof(py_session), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC, session_slots};
