@@ -6,7 +6,12 @@
 #include "policies.h"
 
 /* What a vocabulary entry is. */
-enum { SKV_DELIMITER = 1, SKV_MARKER = 2, SKV_PARAGRAPH = 4 /* holds "\n\n" */ };
+enum {
+    SKV_DELIMITER = 1,
+    SKV_MARKER = 2,
+    SKV_PARAGRAPH = 4, /* holds "\n\n" */
+    SKV_NEWLINE = 8,   /* a lone "\n" of a tokenizer that writes "\n\n" as two tokens: the second one counts as the blank line */
+};
 
 /* Longest way to write <think> or </think>, in tokens. */
 enum { SKV_WAY = 8 };

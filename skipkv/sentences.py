@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MARKERS = ("Wait", "Alternatively", "again")
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
-DELIMITER, MARKER, PARAGRAPH = 1, 2, 4  # csrc/sentences.h
+DELIMITER, MARKER, PARAGRAPH, NEWLINE = 1, 2, 4, 8  # csrc/sentences.h
 WAY = 8  # longest way to write <think>, in tokens
 AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
 
@@ -137,6 +137,9 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
         official[0] if isinstance(delimiters, str) and delimiters == "official" else delimiters,
         official[1] if isinstance(markers, str) and markers == "official" else markers,
     )
+    if not any("\n\n" in texts[i] for i in tokenizer.encode("a.\n\nb", add_special_tokens=False)):
+        # This tokenizer writes a blank line as two tokens; the second one counts as it.
+        flags[[i for i, text in enumerate(texts) if text == "\n"]] |= NEWLINE
     opening, closing = (sorted(ways_to_write(tokenizer, marker)) for marker in ("<think>", "</think>"))
     ways = np.full((len(opening) + len(closing), WAY), -1, np.int32)
     for row, way in zip(ways, opening + closing, strict=True):
@@ -144,8 +147,17 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
     return flags, runs, ways, len(opening)
 
 
+def blank_lines(ids: Sequence[int], vocabulary: tuple) -> np.ndarray:
+    """Which tokens end a blank line (bool [T]): those that steering steers, and that part the steps of a thinking."""
+    flags = vocabulary[0][np.asarray(ids, np.int64)]
+    newline = np.concatenate([[False, False], (flags & NEWLINE) > 0])
+    return ((flags & PARAGRAPH) > 0) | (newline[2:] & newline[1:-1] & ~newline[:-2])
+
+
 def thinking(ids: Sequence[int], vocabulary: tuple, begun: bool = False) -> tuple[np.ndarray, bool]:
     """Which tokens stand between ``<think>`` and ``</think>`` (bool [T]), and whether any ``<think>`` was there.
+
+    The markers themselves, all tokens of them, are outside.
 
     begun: as if the text began inside.
     """
@@ -159,6 +171,7 @@ def thinking(ids: Sequence[int], vocabulary: tuple, begun: bool = False) -> tupl
             now = opened = True
         elif ends[n_open:].any():
             now = False
+            inside[max(0, t + 1 - (ways[n_open:][ends[n_open:]] >= 0).sum(1).min()) : t] = False
         else:
             inside[t] = now
     return inside, opened

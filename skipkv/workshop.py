@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.model import Model
-from skipkv.sentences import thinking
+from skipkv.sentences import blank_lines, thinking
 from skipkv.steering import load_vectors, save_vectors
 
 LABELS = ("execution", "reflection", "transition")
@@ -69,7 +69,7 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
         inside = np.zeros(len(ids), bool)
         inside[n_prompt:end] = True
     found = []
-    blank = [b"\n\n" in piece for piece in pieces]
+    blank = blank_lines(ids, model.vocabulary)
     position = 0
     while position < len(ids):
         if not inside[position] or not (position and blank[position - 1]):

@@ -66,7 +66,7 @@ def random_tensors(config, dtype="BF16", seed=0):
 
 
 def write(directory, config=None, tensors=None, dtype="BF16", shards=1, **changes):
-    """Write a checkpoint: ``config`` with ``changes`` (None removes a key), random weights unless given; returns those."""
+    """Write a checkpoint: ``config`` with ``changes`` (None removes a key), random weights by default; returns them."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     values = {key: value for key, value in ((config or LLAMA) | changes).items() if value is not None}

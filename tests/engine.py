@@ -25,10 +25,14 @@ ALL = list(methods.TABLE)
 TEXTS = ["\n", ".\n\n", " Wait", "Alter", "natively", "a", "ga", "in", " again", ":\n", ":\n\n", "<think>", "</think>",
          "<th", "ink", ">", "</th", " ", "wait", ".\n", "A", "\n\n", " a", "alternatively "]  # fmt: skip
 TEXTS += [f" w{i}" for i in range(40 - len(TEXTS))]
+WORDS = list(range(TEXTS.index(" w0"), 40))
+TEXTS += [">\n"]  # ends a think marker and a sentence at once
 VOCAB = len(TEXTS)
 ID = {text: i for i, text in enumerate(TEXTS)}
-THINK = ([[ID["<think>"]], [ID["<th"], ID["ink"], ID[">"]]], [[ID["</think>"]], [ID["</th"], ID["ink"], ID[">"]]])
-WORDS = list(range(ID[" w0"], VOCAB))
+THINK = tuple(
+    [[ID[whole]], [ID[first], ID["ink"], ID[">"]], [ID[first], ID["ink"], ID[">\n"]]]
+    for whole, first in (("<think>", "<th"), ("</think>", "</th"))
+)
 
 
 def vocabulary(texts=TEXTS, think=THINK, delimiters="auto", markers="auto"):
@@ -198,6 +202,23 @@ def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
     if reference.near_tie(selection, head, kept, rtol=rtol):
         return "near"
     return "near" if selection.redundancy is not None and reference.cosine_margin(keys) < margin else "different"
+
+
+def same_scores(got, want, keys, rtol, margin=1e-6):
+    """Asserts that a head's scores agree, {name: array} each; the score relative to the terms that it is the sum of.
+
+    False: the redundancy, and so the score, may differ, as a cosine within `margin` of 0.5 decides an r(i).
+    """
+    parts = [np.abs(want[key]) for key in ("importance", "redundancy", "penalty") if want.get(key) is not None]
+    excused = False
+    for key, value in got.items():
+        size = sum(parts) if key == "score" and parts else np.abs(want[key])
+        agrees = len(value) == len(size) and bool((np.abs(value - want[key]) <= rtol * size + 1e-30).all())
+        if not agrees and key in ("redundancy", "score") and want.get("redundancy") is not None:
+            excused = excused or reference.cosine_margin(keys) < margin
+            agrees = excused
+        assert agrees, key
+    return not excused
 
 
 def close(got, want, rtol, atol=0.0):

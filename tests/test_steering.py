@@ -275,6 +275,16 @@ def test_strength_moves_by_gamma_alone_up_to_its_cap(scope, first):
     assert len(lowered) > 5 and set(lowered.values()) == {0.75}
 
 
+def test_a_token_that_closes_a_sentence_and_a_marker_is_outside():
+    x, end = WORDS[0], [ID["ink"], ID[">\n"]]
+    for tokens, thoughts, thinking in (
+        ([WAIT, ID["<th"], *end, x, WAIT, LINE], 1, 3),  # the line that ends with <think> is no thought
+        ([OPEN, x, WAIT, ID["</th"], *end, x, WAIT, LINE], 0, 4),  # nor the one that ends with </think>
+    ):
+        state = steered_run(tokens, 1, None)[2]
+        assert (state["sentences"], state["thoughts"], state["thinking_tokens"]) == (2, thoughts, thinking)
+
+
 def test_brake_raises_the_strength_to_its_cap():
     tokens = [OPEN, *[WORDS[0], BLANK] * 6]
     session = engine.open_session(engine.build()[0], engine.make("full"), rows=2)
@@ -343,6 +353,7 @@ def test_compat_lost_heads_are_never_penalised_again(compat, evict):
     engine.replay(session, row, tokens)
     assert session.state(row)["flagged"] == 3 and len(penalised[0]) == len(penalised[1]) == 2 * 3
     assert any(penalised[1]) and any(penalised[0]) == (compat is None)
+    assert evict or not np.isnan(session.sentences(row, True)[1]).any()  # virtual sets free no vector
 
 
 def test_compat_pairs_in_a_run():

@@ -1,0 +1,393 @@
+"""Steering vectors: labels, steps, extraction, files, released tensors; the vocabulary that sentences are read with."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from tokenizers import Tokenizer as Raw
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import skipkv
+from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
+from skipkv.cli import main, tiny_problems
+from skipkv.steering import load_vectors, parse_steering, save_vectors
+from skipkv.tokenizer import Tokenizer
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
+PROBLEM = tiny_problems()[7]["prompt"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return skipkv.load("tiny", progress=False)
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    out = model.generate(PROBLEM, progress=False)[0]
+    return out.prompt_tokens + out.tokens, len(out.prompt_tokens)
+
+
+# --- labels and steps
+
+
+@pytest.mark.parametrize(
+    "step, name",
+    [
+        ("Wait, that is odd", "reflection"),
+        (" wait", "reflection"),
+        ("So we await", "execution"),
+        ("Let me check this", "reflection"),
+        ("Alternatively, wait", "transition"),
+        ("Alternatively, let me verify", "reflection"),  # reflection is looked for first
+        ("Another Approach is", "transition"),
+        ("another number", "execution"),
+        ("That's correct", "reflection"),
+        ("I alternatively", "execution"),
+        ("Think differently", "transition"),
+        ("x = 3", "execution"),
+    ],
+)
+def test_labels_by_text(step, name):
+    assert workshop.label(step) == name
+
+
+def test_steps_stand_behind_blank_lines_inside_think(model, text):
+    ids, n_prompt = text
+    found = workshop.steps(model, ids, n_prompt)
+    texts = model.tokenizer.token_texts
+    inside, opened = sentences.thinking(ids, model.vocabulary)
+    assert opened and len(found) > 20
+    for step in found:
+        assert "\n\n" in texts[ids[step.before]]
+        assert inside[step.before + 1]
+        assert "\n\n" not in step.text.rstrip("\n")
+    # Every blank line inside, but for the last, begins a step, and nothing else does.
+    blanks = [t for t in range(len(ids) - 1) if "\n\n" in texts[ids[t]] and inside[t + 1]]
+    assert [step.before for step in found] == blanks
+    joined = "".join(texts[i] for i in ids)
+    assert all(step.text in joined for step in found)
+
+
+def test_a_text_without_think_begins_to_think_behind_its_prompt(model, text):
+    ids, n_prompt = text
+    opening = model.tokenizer.encode("<think>", add_special_tokens=False)
+    at = ids.index(opening[-1])
+    bare = ids[:at] + ids[at + 1 :]
+    assert [s.text for s in workshop.steps(model, bare, at)] == [s.text for s in workshop.steps(model, ids, n_prompt)]
+
+
+# --- extraction
+
+
+def test_extraction_is_the_difference_of_the_means(model, text):
+    ids, n_prompt = text
+    found = workshop.extract(model, [text, text], [1, 3], progress=False)
+    steps = workshop.steps(model, ids, n_prompt)
+    states = model.hidden(ids, [1, 3])
+    labels = np.array([workshop.label(step.text) == "execution" for step in steps])
+    before = np.array([step.before for step in steps])
+    for i, layer in enumerate((1, 3)):
+        expected = states[i, before[labels]].mean(0) - states[i, before[~labels]].mean(0)
+        assert np.allclose(found.vectors[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert found.counts["execution"] == 2 * labels.sum() and sum(found.counts.values()) == 2 * len(steps)
+    assert found.norms[3][0] == pytest.approx(np.linalg.norm(found.vectors[3]), rel=1e-5)
+
+
+def test_hidden_states_equal_the_reference(model, text):
+    ids = text[0][:60]
+    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
+        weights = {
+            name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+            for name, tensor in checkpoint.tensors.items()
+        }
+        config = checkpoint.config.as_dict()
+    decoder = reference.Decoder(config, weights)
+    cache = reference.Cache(config)
+    decoder.forward(cache, ids)
+    got = model.hidden(ids, [0, 2, config["n_layers"]])
+    for mine, theirs in zip(got, (cache.entering[0], cache.entering[2], cache.hidden), strict=True):
+        assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    some = model.hidden(ids, [2], positions=[5, 59, 5])
+    assert np.array_equal(some[0], got[1][[5, 59, 5]])
+
+
+def test_texts_without_rechecks_are_refused(model):
+    with pytest.raises(ConfigError) as error:
+        workshop.extract(model, [(model.encode("Dot = 9.\n\nLeo = 4."), 1)], [1], progress=False)
+    assert str(error.value) == "texts: expected steps of execution and of re-checking, found 1 and 0"
+
+
+def test_a_vector_of_our_own_shortens_the_thinking(model, text):
+    vector = workshop.extract(model, [text], [3], progress=False).vectors[3]
+    steering = Steering(vector, 3, alpha=1.0, gamma=0.0)
+    out = model.generate(PROBLEM, steering=steering, progress=False)[0]
+    assert out.stats.steered > 5
+    assert len(out.tokens) < 0.8 * (len(text[0]) - text[1])
+    assert "\\boxed{" + tiny_problems()[7]["answer"] + "}" in out.text
+
+
+@pytest.mark.parametrize("problem", [3, 7])
+def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, text, problem):
+    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
+        weights = {
+            name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+            for name, tensor in checkpoint.tensors.items()
+        }
+        config = checkpoint.config.as_dict()
+    vector = workshop.extract(model, [text], [3], progress=False).vectors[3]
+    prompt = model.encode(tiny_problems()[problem]["prompt"])
+    parameters = dict(budget=90, interval=32, tau=0.88, protect="prompt")
+    ours = model.generate(
+        [prompt], skipkv.SkipKV(**parameters), Steering(vector, 3, gamma=0.05), max_new_tokens=400, cache="f32",
+        progress=False,
+    )[0]  # fmt: skip
+    _, _, ways, n_open = model.vocabulary
+    think = tuple([[i for i in way if i >= 0] for way in part] for part in (ways[:n_open], ways[n_open:]))
+    theirs = reference.Decoder(config, weights).generate(
+        prompt, 400, reference.Method("skipkv", **parameters), reference.Steering(vector, 3, gamma=0.05),
+        stop=model.stop_ids, texts=model.tokenizer.token_texts, think=think,
+    )  # fmt: skip
+    assert ours.stats.steered > 3 and ours.stats.compactions > 2
+    assert ours.tokens == theirs.tokens
+
+
+# --- files
+
+
+def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
+    path = tmp_path / "v.safetensors"
+    found = workshop.extract(model, [text], [1, 2], progress=False)
+    found.save(path, "tiny")
+    vectors, metadata = load_vectors(path)
+    assert all(np.array_equal(vectors[layer], found.vectors[layer]) for layer in (1, 2))
+    assert metadata["model"] == "tiny" and json.loads(metadata["counts"]) == found.counts
+    assert main(["steer", "show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "layer 1: norm" in shown
+        and "cosine between layers" in shown
+        and f"{found.counts['execution']} execution" in shown
+    )
+    assert "reflection: Wait" in shown
+    assert main(["steer", "show", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == found.counts
+    steering = parse_steering(f"{path},layer=2,alpha=0.5,scope=all")
+    assert (steering.layer, steering.alpha, steering.scope) == (2, 0.5, "all")
+    with pytest.raises(ConfigError, match="layer is None; allowed: one of 1, 2"):
+        Steering.load(path)
+    with pytest.raises(ConfigError, match="layer is 7; allowed: 1, 2"):
+        Steering.load(path, 7)
+
+
+def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
+    traces = tmp_path / "traces.jsonl"
+    body = "So x = 3.\n\nWait, x = 4.\n\nNow y = 2.\n\nAlternatively, y = 1.\n\n"
+    traces.write_text(json.dumps({"prompt": "", "output": "<think>\n" + body + "</think>"}) + "\n")
+    out = tmp_path / "v.safetensors"
+    if SMOLLM2.exists():
+        assert (
+            main(
+                ["steer", "extract", str(SMOLLM2), "--traces", str(traces), "--layers", "5", "-o", str(out), "--quiet"]
+            )
+            == 0
+        )
+        # The first step has no blank line before it.
+        assert json.loads(load_vectors(out)[1]["counts"]) == {"execution": 1, "reflection": 1, "transition": 1}
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps(tiny_problems()[0]) + "\n")
+    assert (
+        main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", "-o", str(out), "--quiet"])
+        == 0
+    )
+    assert sorted(load_vectors(out)[0]) == [0, 1, 2, 3]
+    problems.write_text("{}\n")
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), "-o", str(out), "--quiet"]) == 2
+    assert "line 1: expected an object with a prompt or a problem" in capsys.readouterr().err
+
+
+def test_files_that_are_no_vectors_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_vectors(path, {}, {})
+    with pytest.raises(CheckpointError, match="expected at least one vector, found none"):
+        load_vectors(path)
+    raw = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    with pytest.raises(CheckpointError, match=r"expected tensors layer.N of F32 \[hidden\], found 'w' F32 \[1\]"):
+        load_vectors(path)
+
+
+# --- released tensors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_released_tensors_are_read_without_torch(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    values = torch.randn(12, generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype))
+    torch.save(values[2:10:2], tmp_path / "v.pt")  # a view with offset and stride
+    assert np.array_equal(workshop.read_torch_tensor(tmp_path / "v.pt"), values[2:10:2].float().numpy())
+    out = tmp_path / "v.safetensors"
+    torch.save(values.reshape(1, 12), tmp_path / "v.pt")
+    assert main(["steer", "import", str(tmp_path / "v.pt"), "--layer", "20", "-o", str(out)]) == 0
+    assert np.array_equal(load_vectors(out)[0][20], -values.float().numpy())
+
+
+class Evil:
+    def __init__(self, call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def archive(path, payload):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("v/data.pkl", payload)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (Evil((print, ("run",))), "expected a tensor, found builtins.print"),
+        (Evil((exec, ("raise SystemExit",))), "expected a tensor, found builtins.exec"),
+        ({"a": 1}, "expected one tensor, found dict"),
+        ([1, 2], "expected one tensor, found list"),
+    ],
+)
+def test_pickles_that_are_no_tensors_run_nothing(tmp_path, capsys, value, message):
+    archive(tmp_path / "v.pt", pickle.dumps(value))
+    with pytest.raises(CheckpointError) as error:
+        workshop.read_torch_tensor(tmp_path / "v.pt")
+    assert str(error.value) == f"{tmp_path / 'v.pt'}: {message}"
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    path = tmp_path / "v.pt"
+    path.write_bytes(b"\x80\x02junk")
+    with pytest.raises(CheckpointError, match="expected a zip archive of torch.save"):
+        workshop.read_torch_tensor(path)
+    archive(path, b"\x80\x02")
+    with pytest.raises(CheckpointError, match="expected a tensor of torch.save"):
+        workshop.read_torch_tensor(path)
+
+
+def test_a_tensor_beyond_its_storage_is_refused():
+    storage = np.arange(4, dtype=np.float32)
+    assert np.array_equal(workshop._rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
+    for offset, shape, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))):
+        with pytest.raises(ValueError, match="beyond its storage"):
+            workshop._rebuild(storage, offset, shape, stride)
+
+
+# --- the vocabulary of real tokenizers
+
+
+def test_a_blank_line_of_two_tokens_is_steered_at_the_second():
+    if not SMOLLM2.exists():
+        pytest.skip(f"needs a SmolLM2-135M-Instruct in {SMOLLM2}")
+    model = skipkv.load(SMOLLM2, progress=False)
+    ids = model.encode("<think>\na.\n\nb\nc\n\n\nd")
+    texts = [model.tokenizer.token_texts[i] for i in ids]
+    pairs = [t for t in range(2, len(ids)) if texts[t - 1 : t + 1] == ["\n", "\n"] and texts[t - 2] != "\n"]
+    assert len(pairs) == 1  # this tokenizer has a token for two newlines only where a third one follows
+    expected = sorted(pairs + [t for t, text in enumerate(texts) if "\n\n" in text])
+    assert np.flatnonzero(sentences.blank_lines(ids, model.vocabulary)).tolist() == expected and len(expected) == 2
+    steering = Steering(np.ones(model.config.hidden), 3, scope="all", gamma=0.0)
+    run = model.replay(ids, steering=steering, trace=True, logits=True)
+    assert sorted(run.trace.alphas) == expected
+    assert not np.array_equal(run.logits, model.replay(ids, logits=True).logits)
+
+
+@pytest.fixture(scope="module")
+def qwen_like(tmp_path_factory):
+    """A byte-level BPE that merges newlines with what is before them, as Qwen's does."""
+    raw = Raw(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(__import__("tokenizers").Regex(r" ?[^\s\w]+\n*|\s*\n+|\s+(?!\S)| ?\w+|\s+"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    raw.decoder = decoders.ByteLevel()
+    lines = [
+        "<think>\nSo x = 3.\n\nWait, (x)\n again?\n\n</think>\n\n",
+        "Alternative nativ ely Alternatively wait: \n",
+    ] * 40
+    raw.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    directory = tmp_path_factory.mktemp("qwen")
+    raw.save(str(directory / "tokenizer.json"))
+    return Tokenizer(directory, 420)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    if not SMOLLM2.exists():
+        pytest.skip(f"needs a SmolLM2-135M-Instruct in {SMOLLM2}")
+    return Tokenizer(SMOLLM2, 49152)
+
+
+@pytest.fixture(params=["qwen_like", "smollm2"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_think_markers_are_found_however_they_are_merged(tokenizer):
+    vocabulary = sentences.vocabulary(tokenizer, 49152)
+    for before, after in (("", "\n"), ("\n", ""), (" ", "\n\n"), ("a", "b")):
+        ids = tokenizer.encode(f"x{before}<think>{after}one two{before}</think>{after}y", add_special_tokens=False)
+        inside, opened = sentences.thinking(ids, vocabulary)
+        assert opened
+        shown = tokenizer.decode([i for i, now in zip(ids, inside, strict=True) if now])
+        assert "one two" in shown.replace("bone", "one") and "y" not in shown and "x" not in shown
+
+
+def test_delimiters_and_markers_of_a_vocabulary(tokenizer):
+    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152)
+    texts = tokenizer.token_texts
+    delimiters = [texts[i] for i in np.flatnonzero(flags & sentences.DELIMITER)]
+    assert delimiters and all(text.endswith("\n") and not text.rstrip().endswith(":") for text in delimiters)
+    for i in np.flatnonzero(flags & sentences.MARKER):
+        assert texts[i].strip(" ").lower() in ("wait", "alternatively", "again")
+    for run in runs[:: max(1, len(runs) // 200)]:
+        assert "".join(texts[i] for i in run if i >= 0).strip(" ").lower() in ("wait", "alternatively", "again")
+    assert all("\n\n" in texts[i] for i in np.flatnonzero(flags & sentences.PARAGRAPH))
+
+
+def test_official_sets_are_the_last_ids(tokenizer):
+    delimiters, markers = sentences.official_ids(tokenizer)
+    assert delimiters == {tokenizer.encode(s, add_special_tokens=False)[-1] for s in sentences.OFFICIAL_DELIMITERS}
+    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152, "official", "official")
+    assert set(np.flatnonzero(flags & sentences.DELIMITER)) == delimiters and len(runs) == 0
+    assert set(np.flatnonzero(flags & sentences.MARKER)) == markers
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the recorded traces beside the repository")
+def test_spans_and_labels_of_real_traces(tokenizer):
+    vocab = len(tokenizer.token_texts)
+    flags, runs, _, _ = sentences.vocabulary(tokenizer, vocab)
+    none = np.zeros((0, sentences.WAY), np.int32)
+    n_sentences = n_labelled = 0
+    for file in sorted(SHARED.glob("traces_*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines()[:4]:
+            ids = tokenizer.encode(json.loads(line)["output"][:6000], add_special_tokens=False)
+            texts = [tokenizer.token_texts[i] for i in ids]
+            expected = reference.segment(ids, texts)
+            from_core = skipkv._skipkv.segment(np.array(ids, np.int32), (flags, runs, none, 0), vocab, 0, 0)
+            on_arrays = skipkv.segment(ids, texts)
+            for spans, labels, closed in (from_core, (on_arrays.spans, on_arrays.labels, on_arrays.closed)):
+                assert np.array_equal(spans, expected.spans)
+                assert np.array_equal(labels, expected.labels)
+                assert np.array_equal(closed, expected.closed)
+            # Every token up to the last delimiter lies in exactly one span.
+            covered = [t for first, last in expected.spans for t in range(first, last + 1)]
+            assert covered == list(range(len(covered)))
+            assert not any(sentences.is_delimiter(text) for text in texts[len(covered) :])
+            n_sentences += len(labels)
+            n_labelled += int(labels.sum())
+    assert n_sentences > 100 and 0 < n_labelled < n_sentences
