@@ -6,7 +6,7 @@ skipkv.RKV(budget=1024, mix=0.07) == skipkv.parse_method("rkv:budget=1024,mix=0.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -330,8 +330,3 @@ def _parse_value(key: str, text: str) -> Any:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
         raise ConfigError(f"{key} is {text!r}; allowed: a number") from None
-
-
-def as_bound(method: Method, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The method for a model of this configuration; ConfigError where its budgets do not fit."""
-    return method.as_dict((config["n_layers"], config["n_kv_heads"]))
