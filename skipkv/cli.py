@@ -1,4 +1,4 @@
-"""The command line: skipkv generate | bench | compare | view | steer | methods."""
+"""The command line: skipkv demo | generate | bench | compare | view | steer | methods."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import dataclasses
 import json
 import os
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from skipkv.errors import ConfigError, Error
+from skipkv.tiny.problems import draw
+
+PROBLEMS = 100_000  # held-out ones that can be named by number
 
 
 def parse_run(text: str) -> tuple[Any, Any]:
@@ -21,12 +23,6 @@ def parse_run(text: str) -> tuple[Any, Any]:
 
     method, plus, steering = text.partition("+steer:")
     return parse_method(method), parse_steering(steering) if plus else None
-
-
-def tiny_problems() -> list[dict[str, str]]:
-    """The held-out problems that come with the model in the box: ``prompt``, ``answer``."""
-    text = (files("skipkv.tiny") / "problems.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _prompts(args: argparse.Namespace) -> list[Any]:
@@ -43,10 +39,9 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
     if args.problem is not None:
         if args.model != "tiny":
             raise ConfigError(f"problem is {args.problem}; allowed with the model tiny only, found {args.model!r}")
-        problems = tiny_problems()
-        if not 0 <= args.problem < len(problems):
-            raise ConfigError(f"problem is {args.problem}; allowed: 0 to {len(problems) - 1}")
-        texts.append(problems[args.problem]["prompt"])
+        if not 0 <= args.problem < PROBLEMS:
+            raise ConfigError(f"problem is {args.problem}; allowed: 0 to {PROBLEMS - 1}")
+        texts.append(draw(args.problem + 1)[-1]["prompt"])
     if not texts:
         more = ", --problem N" if args.model == "tiny" else ""
         raise ConfigError(f"no prompt; allowed: --prompt TEXT, --prompts FILE{more}")
@@ -165,7 +160,7 @@ METHOD_HELP = (
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from skipkv import workshop
+    from skipkv import demo, workshop
 
     top = argparse.ArgumentParser(prog="skipkv", description="Compressed KV caches for reasoning models.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -183,6 +178,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--threads", type=int)
         sub.add_argument("--json", action="store_true", help="for machines")
         sub.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+    demo.add_command(command)
 
     g = command("generate", _generate, "Continue prompts.")
     model_options(g)

@@ -220,7 +220,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'skipkv[plot]'") from None
+        raise ConfigError("--plot needs matplotlib: pip install 'skipkv[viz]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

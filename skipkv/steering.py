@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,15 @@ class Steering:
 
         Parameters
         ----------
-        path : path
+        path : path, or "tiny"
+            A file, or the vector that comes with the model in the box.
         layer : int, optional
             Which of its layers; may be left out where the file has one.
         parameters
             As for `Steering`.
         """
+        if path == "tiny":
+            path = str(files("skipkv.tiny") / "steering.safetensors")
         vectors, _ = load_vectors(path)
         if layer is None and len(vectors) > 1:
             raise ConfigError(f"{path}: layer is None; allowed: one of {', '.join(map(str, sorted(vectors)))}")

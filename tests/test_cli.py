@@ -12,13 +12,14 @@ import pytest
 import skipkv
 from skipkv import bench
 from skipkv.checkpoint import ModelConfig
-from skipkv.cli import main, parse_run, tiny_problems
+from skipkv.cli import main, parse_run
 from skipkv.methods import CLASSES, PARAMETERS, TABLE
 from skipkv.steering import save_vectors
+from skipkv.tiny.problems import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted")
 
-PROBLEMS = [problem["prompt"] for problem in tiny_problems()]
+PROBLEMS = [problem["prompt"] for problem in draw(200)]
 TINY = ["tiny", "--threads", "1", "--quiet"]
 SHORT = ["--max-new-tokens", "30"]
 

@@ -8,10 +8,10 @@ import pytest
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.cli import tiny_problems
 from skipkv.compare import bootstrap, compare, json_lines, plot, read_texts, table
+from skipkv.tiny.problems import draw
 
-PROBLEMS = [problem["prompt"] for problem in tiny_problems()]
+PROBLEMS = [problem["prompt"] for problem in draw(200)]
 STEERING = Steering(np.full(256, 0.05), 1, scope="generation")
 
 
@@ -240,4 +240,4 @@ def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(skipkv.ConfigError) as error:
         module.main(argparse.Namespace(methods="full", plot="a.png", json=False, quiet=True))
-    assert str(error.value) == "--plot needs matplotlib: pip install 'skipkv[plot]'"
+    assert str(error.value) == "--plot needs matplotlib: pip install 'skipkv[viz]'"

@@ -3,8 +3,8 @@
 import pytest
 
 import skipkv
-from skipkv.cli import tiny_problems
 from skipkv.demo import evaluate, grade, wilson
+from skipkv.tiny.problems import draw
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_intervals():
 
 def test_one_row_of_the_table():
     model = skipkv.load("tiny", progress=False)
-    problems = tiny_problems()[:3]
+    problems = draw(3)
     problems[2] = problems[2] | {"answer": "none"}
     outcome, outs = evaluate(model, problems, skipkv.RKV(budget=200, protect="prompt"), progress=False)
     assert outcome.n == 3 and outcome.right == sum(

@@ -16,13 +16,13 @@ from engine import ALL, EVICTING
 
 import skipkv
 from skipkv import Custom, Model, Sampling, Steering
-from skipkv.cli import tiny_problems
 from skipkv.generate import Run
 from skipkv.methods import CLASSES, SUMS, TABLE
+from skipkv.tiny.problems import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
 
-PROBLEMS = [problem["prompt"] for problem in tiny_problems()]
+PROBLEMS = [problem["prompt"] for problem in draw(200)]
 HEADS = 4 * 4
 VECTOR = np.random.default_rng(8).standard_normal(256).astype(np.float32) * 0.05
 CLOSE = "</think>"
@@ -82,7 +82,7 @@ def same(outs, others):
 def test_a_problem_is_solved_and_ends_at_the_stop_token(model):
     out = model.generate(PROBLEMS[0], progress=False)[0]
     assert out.finish_reason == "stop" and out.tokens[-1] == 2 and 2 not in out.tokens[:-1]
-    assert out.text.endswith("</think>\n\n\\boxed{3}") or tiny_problems()[0]["answer"] in out.text.split("boxed")[-1]
+    assert out.text.endswith("</think>\n\n\\boxed{" + draw(1)[0]["answer"] + "}")
     assert out.text == model.tokenizer.decode(out.tokens) and "</s>" not in out.text
     assert "</s>" in model.tokenizer.decode(out.tokens, skip_special_tokens=False)
     assert out.prompt_tokens == model.encode(PROBLEMS[0])

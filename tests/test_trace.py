@@ -12,11 +12,11 @@ from engine import EVICTING
 
 import skipkv
 from skipkv import Custom, Steering, Trace, _skipkv
-from skipkv.cli import tiny_problems
 from skipkv.methods import CLASSES, COMPACTS, TABLE
+from skipkv.tiny.problems import draw
 from skipkv.trace import SCORES
 
-PROBLEMS = [problem["prompt"] for problem in tiny_problems()]
+PROBLEMS = [problem["prompt"] for problem in draw(200)]
 PARAMETERS = {"budget": 48, "interval": 32}
 NEW = 150
 TAU = {"tau": 0.9}  # so that something is flagged in so short a text

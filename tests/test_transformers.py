@@ -19,6 +19,7 @@ import pytest
 
 import skipkv
 from skipkv import _skipkv
+from skipkv.tiny.problems import draw
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -200,7 +201,7 @@ def test_greedy_continuations(saved, greedy, variant, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------
 # The tiny reasoner
 
-PROBLEMS = [json.loads(line) for line in (files("skipkv.tiny") / "problems.jsonl").read_text().splitlines()]
+PROBLEMS = draw(200)
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import skipkv
 from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
-from skipkv.cli import main, tiny_problems
+from skipkv.cli import main
 from skipkv.steering import load_vectors, parse_steering, save_vectors
+from skipkv.tiny.problems import draw
 from skipkv.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
-PROBLEM = tiny_problems()[7]["prompt"]
+PROBLEM = draw(8)[7]["prompt"]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_vector_of_our_own_shortens_the_thinking(model, text):
     out = model.generate(PROBLEM, steering=steering, progress=False)[0]
     assert out.stats.steered > 5
     assert len(out.tokens) < 0.8 * (len(text[0]) - text[1])
-    assert "\\boxed{" + tiny_problems()[7]["answer"] + "}" in out.text
+    assert "\\boxed{" + draw(8)[7]["answer"] + "}" in out.text
 
 
 @pytest.mark.parametrize("problem", [3, 7])
@@ -141,7 +142,7 @@ def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, te
         }
         config = checkpoint.config.as_dict()
     vector = workshop.extract(model, [text], [3], progress=False).vectors[3]
-    prompt = model.encode(tiny_problems()[problem]["prompt"])
+    prompt = model.encode(draw(problem + 1)[problem]["prompt"])
     parameters = dict(budget=90, interval=32, tau=0.88, protect="prompt")
     ours = model.generate(
         [prompt], skipkv.SkipKV(**parameters), Steering(vector, 3, gamma=0.05), max_new_tokens=400, cache="f32",
@@ -200,7 +201,7 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
         # The first step has no blank line before it.
         assert json.loads(load_vectors(out)[1]["counts"]) == {"execution": 1, "reflection": 1, "transition": 1}
     problems = tmp_path / "problems.jsonl"
-    problems.write_text(json.dumps(tiny_problems()[0]) + "\n")
+    problems.write_text(json.dumps(draw(1)[0]) + "\n")
     assert (
         main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", "-o", str(out), "--quiet"])
         == 0

@@ -1,1 +1,1 @@
-"""The trained tiny model, as package data."""
+"""The reasoning model in the box: checkpoint, steering vector, problems, and the script that trained it."""
