@@ -229,7 +229,11 @@ class TextView {
     let due = 0;
     slider.addEventListener("input", () => {
       cancelAnimationFrame(due);
-      due = requestAnimationFrame(() => this.setFrame(Number(slider.value)));
+      due = requestAnimationFrame(() => this.moveTo(Number(slider.value)));
+    });
+    // Inside a report the pages beside this one follow, and this one follows them.
+    addEventListener("message", ({ source, data }) => {
+      if (source === parent && source !== window && data && Number.isInteger(data.skipkvStep)) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length);
     });
     for (const id of ["layer", "head", "show"]) byId(id).addEventListener("change", () => this.choose());
     main.addEventListener("pointerover", (event) => {
@@ -265,6 +269,11 @@ class TextView {
     this.inspect(this.last, true);
   }
 
+  moveTo(frame) {
+    this.setFrame(frame);
+    if (parent !== window) parent.postMessage({ skipkvStep: frame && this.data.header.steps[frame - 1] }, "*");
+  }
+
   setFrame(frame) {
     this.frame = frame;
     byId("frame").value = frame;
@@ -282,8 +291,8 @@ class TextView {
     if (this.timer) return stop();
     button.textContent = "⏸";
     button.setAttribute("aria-label", "Stop");
-    if (this.frame === total - 1) this.setFrame(0);
-    this.timer = setInterval(() => (this.frame < total - 1 ? this.setFrame(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
+    if (this.frame === total - 1) this.moveTo(0);
+    this.timer = setInterval(() => (this.frame < total - 1 ? this.moveTo(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
   }
 }
 

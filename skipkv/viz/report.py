@@ -1,0 +1,81 @@
+"""The demo's report: accuracy against budget, the table, and what two methods kept of one problem.
+
+runs → curve, table ─┐
+traces → kept, kept ─┴→ one page; the kept tokens stand in frames of their own whose sliders move together
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from skipkv.trace import Trace
+from skipkv.viz.curves import curve
+from skipkv.viz.page import Page, asset, fill
+from skipkv.viz.views import kept
+
+if TYPE_CHECKING:
+    from skipkv.demo import Run
+
+TITLE = "skipkv demo: what a compressed cache costs"
+
+
+def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, b: Trace) -> Page:
+    """The report of one demo.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Of `skipkv.demo.demo`; the full cache first.
+    problem : {"prompt", "answer"}
+    number : int
+        Which of the problems it is.
+    a, b : Trace
+        Of its text under two methods.
+    """
+    outcomes = [replace(run.outcome, run=run.label) for run in runs]
+    first = runs[0].outcome
+    values = {
+        "problems": f"{first.n}",
+        "length": f"{first.length:.0f}",
+        "common": html.escape(_common(runs)),
+        "curve": curve(outcomes, title=f"Accuracy against budget, {first.n} problems").svg,
+        "table": _table(runs),
+        "number": f"{number}",
+        "prompt": html.escape(problem["prompt"]),
+        "answer": html.escape(problem["answer"]),
+        "frames": "".join(_frame(trace, number) for trace in (a, b)),
+    }
+    # In one pass: a prompt that says [[frames]] is a prompt.
+    body = re.sub(r"\[\[(\w+)\]\]", lambda match: values[match[1]], asset("report.html"))
+    return Page(fill(TITLE, body, ("report.js",)), TITLE, 900)
+
+
+def _common(runs: Sequence[Run]) -> str:
+    method = next(run.method for run in runs if run.method.name == "skipkv")
+    return (
+        f"interval={method.interval}, window={method.window}, protect={method.protect}; skipkv with tau={method.tau:g}"
+    )
+
+
+def _frame(trace: Trace, number: int) -> str:
+    page = kept(trace)
+    title = html.escape(f"{trace.method}, problem {number}")
+    return f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{html.escape(page.html)}"></iframe>'
+
+
+def _table(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        o = run.outcome
+        cells = [
+            run.method.name + (" + steering" if run.steered else ""),
+            "" if run.share is None else f"{run.method.budget} ({100 * run.share:.0f} %)",
+            f"{100 * o.accuracy:.1f}", f"{100 * o.low:.1f}–{100 * o.high:.1f}", f"{o.length:.1f}",
+            f"{o.peak_bytes / 1e3:.1f}", f"{o.tokens_per_second:.0f}", f"{o.truncated}",
+        ]  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return "\n".join(rows)
