@@ -180,6 +180,11 @@ class Run:
         return row | dataclasses.asdict(self.outcome) | {"accuracy": self.outcome.accuracy}
 
 
+def _method(name: str, budget: int, protect: str, tau: float) -> Method:
+    own = {"tau": tau} if name == "skipkv" else {}
+    return CLASSES[name](budget=budget, interval=INTERVAL, protect=protect, **own)
+
+
 def demo(
     model: Model,
     problems: Sequence[dict[str, str]],
@@ -229,12 +234,7 @@ def demo(
             yield go(Full(), None, steering)
         for share in shares:
             budget = max(1, round(share * first.outcome.length))
-            made = {
-                name: CLASSES[name](
-                    budget=budget, interval=INTERVAL, protect=protect, **({"tau": tau} if name == "skipkv" else {})
-                )
-                for name in METHODS
-            }
+            made = {name: _method(name, budget, protect, tau) for name in METHODS}
             for name in METHODS:
                 yield go(made[name], share, None)
             for name in STEERED if steering else ():
@@ -314,6 +314,10 @@ def main(args: argparse.Namespace) -> int:
     level = dataclasses.replace(tiny.Level(), steps=_steps(args.steps), brief=float(args.brief))
     if args.problems < 1:
         raise ConfigError(f"problems is {args.problems}; allowed: integers from 1")
+    _method("skipkv", 1 << 20, args.protect, args.tau)  # refuses what could not run later
+    folder = Path(args.out).parent
+    if not folder.is_dir():
+        raise ConfigError(f"out is {args.out!r}; there is no directory {str(folder)!r}")
     problems = tiny.draw(args.problems, level=level)
     begin = time.perf_counter()
     model = load(args.model, threads=args.threads, progress=False)

@@ -159,8 +159,8 @@ def test_tiny_is_the_model_in_the_package():
     with open_checkpoint("tiny") as checkpoint:
         check_invariants(checkpoint)
         assert (checkpoint.name, checkpoint.dtype, checkpoint.config.family) == ("tiny", "bf16", "llama")
-        assert checkpoint.n_parameters == 2479360
-        assert repr(checkpoint) == "<Checkpoint 'tiny': llama, 2479360 parameters, bf16>"
+        assert checkpoint.n_parameters == 2479872
+        assert repr(checkpoint) == "<Checkpoint 'tiny': llama, 2479872 parameters, bf16>"
 
 
 def test_closing_keeps_views_alive_and_gives_no_new_ones(tmp_path):
@@ -706,7 +706,7 @@ def test_a_directory_wins_over_a_hub_id_and_the_word_tiny_over_both(tmp_path, hu
     write(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     assert open_checkpoint("owner/model").path == Path("owner/model")
-    assert open_checkpoint("tiny").n_parameters == 2479360
+    assert open_checkpoint("tiny").n_parameters == 2479872
     assert open_checkpoint("./tiny").n_parameters < 10_000
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_checkpoint("~/tiny").path == tmp_path / "tiny"

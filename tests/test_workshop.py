@@ -124,34 +124,40 @@ def test_texts_without_rechecks_are_refused(model):
     assert str(error.value) == "texts: expected steps of execution and of re-checking, found 1 and 0"
 
 
-def test_a_vector_of_our_own_shortens_the_thinking(model, text):
-    vector = workshop.extract(model, [text], [3], progress=False).vectors[3]
-    steering = Steering(vector, 3, alpha=1.0, gamma=0.0)
-    out = model.generate(PROBLEM, steering=steering, progress=False)[0]
-    assert out.stats.steered > 5
-    assert len(out.tokens) < 0.8 * (len(text[0]) - text[1])
-    assert "\\boxed{" + draw(8)[7]["answer"] + "}" in out.text
+def test_a_vector_of_our_own_shortens_the_thinking(model):
+    texts = model.generate([p["prompt"] for p in draw(4, "calibration")], progress=False)
+    ids = [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in texts]
+    vector = workshop.extract(model, ids, [3], progress=False).vectors[3]
+    asked = draw(4)
+    plain, steered = (
+        model.generate([p["prompt"] for p in asked], steering=steering, progress=False)
+        for steering in (None, Steering(vector, 3, alpha=0.75, gamma=0.0))
+    )
+    for a, b, problem in zip(plain, steered, asked, strict=True):
+        assert b.stats.steered > 5 and b.stats.thoughts < a.stats.thoughts
+        assert len(b.tokens) < 0.8 * len(a.tokens)
+        assert f"\\boxed{{{problem['answer']}}}" in b.text
 
 
-@pytest.mark.parametrize("problem", [3, 7])
-def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, text, problem):
+@pytest.mark.parametrize("problem", range(5))
+def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, problem):
     with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
         weights = {
             name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
             for name, tensor in checkpoint.tensors.items()
         }
         config = checkpoint.config.as_dict()
-    vector = workshop.extract(model, [text], [3], progress=False).vectors[3]
+    steering = Steering.load("tiny", alpha=0.75, gamma=0.01)
     prompt = model.encode(draw(problem + 1)[problem]["prompt"])
-    parameters = dict(budget=90, interval=32, tau=0.88, protect="prompt")
+    parameters = dict(budget=90, interval=32, tau=0.8, protect="prompt")
     ours = model.generate(
-        [prompt], skipkv.SkipKV(**parameters), Steering(vector, 3, gamma=0.05), max_new_tokens=400, cache="f32",
-        progress=False,
+        [prompt], skipkv.SkipKV(**parameters), steering, max_new_tokens=700, cache="f32", progress=False,
     )[0]  # fmt: skip
     _, _, ways, n_open = model.vocabulary
     think = tuple([[i for i in way if i >= 0] for way in part] for part in (ways[:n_open], ways[n_open:]))
     theirs = reference.Decoder(config, weights).generate(
-        prompt, 400, reference.Method("skipkv", **parameters), reference.Steering(vector, 3, gamma=0.05),
+        prompt, 700, reference.Method("skipkv", **parameters),
+        reference.Steering(steering.vector, steering.layer, alpha=0.75, gamma=0.01),
         stop=model.stop_ids, texts=model.tokenizer.token_texts, think=think,
     )  # fmt: skip
     assert ours.stats.steered > 3 and ours.stats.compactions > 2
