@@ -32,7 +32,7 @@ from skipkv.trace import Trace
 METHODS = ("streaming", "h2o", "snapkv", "rkv", "random", "skipkv")
 STEERED = ("rkv", "skipkv")  # once more with steering, as full is
 INTERVAL = 32  # of all methods: the traces are short
-TAU = 0.8  # of skipkv: the sentences of this model are less alike than those of larger ones
+TAU = 0.8  # similarity that makes a sentence a repeat: this model's sentences are less alike than those of larger ones
 ALPHA = 0.75  # of steering; it and TAU were chosen on problems of the stream "choose"
 ROWS = 32  # in flight at once
 
@@ -181,8 +181,8 @@ class Run:
 
 
 def _method(name: str, budget: int, protect: str, tau: float) -> Method:
-    own = {"tau": tau} if name == "skipkv" else {}
-    return CLASSES[name](budget=budget, interval=INTERVAL, protect=protect, **own)
+    # Only skipkv acts on tau; the others count repeated sentences by it.
+    return CLASSES[name](budget=budget, interval=INTERVAL, tau=tau, protect=protect)
 
 
 def demo(
@@ -227,11 +227,11 @@ def demo(
             outcome, texts = evaluate(model, problems, method, vector, done=bar.update, **options)
             return Run(method, share, vector is not None, outcome, texts)
 
-        first = go(Full(), None, None)
+        first = go(Full(tau=tau), None, None)
         longest = max(len(out.tokens) for out in first.texts)
         yield first
         if steering:
-            yield go(Full(), None, steering)
+            yield go(Full(tau=tau), None, steering)
         for share in shares:
             budget = max(1, round(share * first.outcome.length))
             made = {name: _method(name, budget, protect, tau) for name in METHODS}
@@ -297,7 +297,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     d.add_argument("--steps", default="4-8", help="of the problems: fewest-most (default 4-8)")
     d.add_argument("--brief", action="store_true", help="problems that ask for fewer re-checks")
     d.add_argument("--protect", default="none", help="none, prompt, sinks:N")
-    d.add_argument("--tau", type=float, default=TAU, help="skipkv's similarity from which on a sentence is a repeat")
+    d.add_argument("--tau", type=float, default=TAU, help="similarity from which on a sentence is a repeat")
     d.add_argument("--model", default="tiny", metavar="DIR", help="another checkpoint of skipkv.tiny.train")
     d.add_argument("--steering", metavar="FILE", help="the steering vector; by default that of the model in the box")
     d.add_argument("--threads", type=int)

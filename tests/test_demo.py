@@ -94,7 +94,7 @@ def test_rows_are_what_evaluate_gives(small):
     for field in fields(outcome):
         if field.name != "tokens_per_second":
             assert getattr(outcome, field.name) == row[field.name]
-    assert problems[0]["prompt"].split(".")[0].split("|>")[1] in page and "skipkv with tau=0.8" in page
+    assert problems[0]["prompt"].split(".")[0].split("|>")[1] in page and "tau=0.8, protect=prompt" in page
 
 
 def test_the_table_for_people(tmp_path, capsys, monkeypatch):

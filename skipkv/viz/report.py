@@ -19,6 +19,7 @@ from skipkv.viz.views import kept
 
 if TYPE_CHECKING:
     from skipkv.demo import Run
+    from skipkv.methods import Method
 
 TITLE = "skipkv demo: what a compressed cache costs"
 
@@ -41,7 +42,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     values = {
         "problems": f"{first.n}",
         "length": f"{first.length:.0f}",
-        "common": html.escape(_common(runs)),
+        "common": html.escape(_common(next(run.method for run in runs if run.method.name == "skipkv"))),
         "curve": curve(outcomes, title=f"Accuracy against budget, {first.n} problems").svg,
         "table": _table(runs),
         "number": f"{number}",
@@ -54,11 +55,8 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     return Page(fill(TITLE, body, ("report.js",)), TITLE, 900)
 
 
-def _common(runs: Sequence[Run]) -> str:
-    method = next(run.method for run in runs if run.method.name == "skipkv")
-    return (
-        f"interval={method.interval}, window={method.window}, protect={method.protect}; skipkv with tau={method.tau:g}"
-    )
+def _common(method: Method) -> str:
+    return f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
 
 
 def _frame(trace: Trace, number: int) -> str:
