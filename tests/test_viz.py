@@ -1,7 +1,6 @@
 """Pages hold exactly what the trace holds, in a form that nothing of a trace can break."""
 
 import base64
-import html
 import json
 import re
 import shutil
@@ -742,24 +741,3 @@ def test_the_browser_covers_the_text_with_sentences(recorded):
     blocks = in_node(viz.kept(recorded), "sentencesOf(data.runs[0], data.n)")
     assert [p for s in blocks for p in range(s["first"], s["last"] + 1)] == list(range(len(recorded.tokens)))
     assert [s["number"] for s in blocks if s["number"]] == list(range(1, len(recorded.sentences) + 1))
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; the page is not drawn")
-def test_the_page_draws_itself(recorded, tmp_path):
-    step = recorded.steps[2]
-    viz.kept(recorded, step, layers=1, heads=2).save(tmp_path / "page.html")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    window = ["--window-size=1200,9000", f"--user-data-dir={tmp_path}/profile"]
-    command = [CHROMIUM, *options, *window, f"file://{tmp_path}/page.html"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
-    text = re.search(r'<main id="text".*?</main>', done.stdout, re.S)[0]
-    tokens = re.findall(r'<span class="(later|k0|k8)">([^<]*)</span>', text)
-    assert len(tokens) == len(recorded.tokens)
-    assert [i for i, (kind, _) in enumerate(tokens) if kind == "k8"] == recorded.held(step, 1, 2).tolist()
-    assert [i for i, (kind, _) in enumerate(tokens) if kind == "later"] == list(range(step, len(tokens)))
-    whole = "".join(html.unescape(text) for _, text in tokens).replace("⏎", "").replace("\n", "")
-    assert whole == "".join(recorded.texts).replace("\n", "")
-    assert f"After compaction 3 of {len(recorded.steps)}, {step} tokens fed: the head holds 48 of {step}" in done.stdout

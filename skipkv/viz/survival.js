@@ -44,7 +44,7 @@ class SurvivalView {
       steps.append(mark);
     }
     const title = make("h2", { textContent: `head ${head} ` }, make("small", { textContent: summary }));
-    byId("maps").append(make("div", { className: "map" }, title, make("span"), steps, canvas));
+    byId("maps").append(make("div", { className: "map" }, title, steps, canvas));
     const map = { head, h, canvas, at: [0, last] };
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect(), inside = (x, of) => Math.max(0, Math.min(of - 1, Math.floor(x * of)));

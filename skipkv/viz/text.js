@@ -213,6 +213,7 @@ class TextView {
   inspect(position, speak) {
     const span = this.spans[position], box = span.getBoundingClientRect();
     this.focus(position);
+    this.pinned ||= speak;
     const text = this.tip.show(position, this, box.left, box.bottom, 4);
     if (speak) byId("spoken").textContent = text;
   }
@@ -236,13 +237,17 @@ class TextView {
       if (source === parent && source !== window && data && Number.isInteger(data.skipkvStep)) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length);
     });
     for (const id of ["layer", "head", "show"]) byId(id).addEventListener("change", () => this.choose());
+    let pointer = "";
+    main.addEventListener("pointermove", (event) => (pointer = event.clientX + "," + event.clientY));
     main.addEventListener("pointerover", (event) => {
-      if (event.target.at === undefined) return;
+      // Text that scrolls under a resting pointer is not pointed at: keys that scroll keep their place.
+      if (event.target.at === undefined || (this.pinned && pointer === event.clientX + "," + event.clientY)) return;
+      this.pinned = false;
       this.focus(event.target.at);
       this.tip.show(event.target.at, this, event.clientX, event.clientY);
     });
     main.addEventListener("pointerleave", () => this.leave());
-    main.addEventListener("scroll", () => this.tip.hide());
+    main.addEventListener("scroll", () => this.scrolled());
     main.addEventListener("blur", () => this.leave());
     main.addEventListener("keydown", (event) => this.key(event));
     byId("play").addEventListener("click", () => this.play());
@@ -251,6 +256,13 @@ class TextView {
   leave() {
     this.tip.hide();
     this.focus(null);
+  }
+
+  // What a key or a click on a strip told about was scrolled into view by that, and its tooltip goes along.
+  scrolled() {
+    const area = byId("text").getBoundingClientRect(), box = this.at != null && this.spans[this.at].getBoundingClientRect();
+    if (this.pinned && box && box.bottom > area.top && box.top < area.bottom) this.inspect(this.at, false);
+    else this.tip.hide();
   }
 
   key(event) {
