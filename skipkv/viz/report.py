@@ -60,9 +60,9 @@ def _common(method: Method) -> str:
 
 
 def _frame(trace: Trace, number: int) -> str:
-    page = kept(trace)
-    title = html.escape(f"{trace.method}, problem {number}")
-    return f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{html.escape(page.html)}"></iframe>'
+    method, page = html.escape(trace.method), html.escape(kept(trace).html)
+    frame = f'<iframe title="{method}, problem {number}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+    return f"<div><h3>{method.partition(':')[0]}</h3>{frame}</div>"
 
 
 def _table(runs: Sequence[Run]) -> str:
