@@ -214,6 +214,11 @@ def demo(
     Yields
     ------
     Run
+
+    Raises
+    ------
+    ConfigError
+        A budget cannot hold what is protected; before anything but the full cache has run.
     """
     per_share = len(METHODS) + (len(STEERED) if steering else 0)
     total = (1 + bool(steering) + per_share * len(shares)) * len(problems)
@@ -229,16 +234,21 @@ def demo(
 
         first = go(Full(tau=tau), None, None)
         longest = max(len(out.tokens) for out in first.texts)
+        prompt = max(len(out.prompt_tokens) for out in first.texts)
+        made = {}
+        for share in shares:
+            budget = max(1, round(share * first.outcome.length))
+            made[share] = {name: _method(name, budget, protect, tau) for name in METHODS}
+            for method in made[share].values():
+                method.check_prompt(prompt)  # refused now rather than after half of the table
         yield first
         if steering:
             yield go(Full(tau=tau), None, steering)
         for share in shares:
-            budget = max(1, round(share * first.outcome.length))
-            made = {name: _method(name, budget, protect, tau) for name in METHODS}
             for name in METHODS:
-                yield go(made[name], share, None)
+                yield go(made[share][name], share, None)
             for name in STEERED if steering else ():
-                yield go(made[name], share, steering)
+                yield go(made[share][name], share, steering)
 
 
 def side_by_side(model: Model, problems: Sequence[dict[str, str]], runs: Sequence[Run]) -> tuple[int, Trace, Trace]:

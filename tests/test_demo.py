@@ -147,6 +147,13 @@ def test_refusals_before_anything_runs(argv, message, capsys, monkeypatch):
     assert f"skipkv: {message}" in capsys.readouterr().err
 
 
+def test_a_budget_too_small_is_refused_before_the_table_begins(capsys):
+    assert main([*SMALL, "--budgets", "0.5,0.15", "--protect", "prompt"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("skipkv: budget is ") and " protected" in err
+    assert out.splitlines()[-1] == demo.HEAD  # no row was lost
+
+
 def test_ctrl_c_ends_the_demo(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
