@@ -154,8 +154,8 @@ def test_a_method_may_carry_its_steering(skip, model, vector):
 
 BAD = [
     (["generate", *TINY], "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
-    (["generate", *TINY, "--problem", "200"], "problem is 200; allowed: 0 to 199"),
-    (["generate", *TINY, "--problem", "-1"], "problem is -1; allowed: 0 to 199"),
+    (["generate", *TINY, "--problem", "100000"], "problem is 100000; allowed: 0 to 99999"),
+    (["generate", *TINY, "--problem", "-1"], "problem is -1; allowed: 0 to 99999"),
     (["generate", "elsewhere", "--problem", "1"], "problem is 1; allowed with the model tiny only, found 'elsewhere'"),
     (["generate", *TINY, "--prompt", ""], "prompt 0 is empty; allowed: at least one token"),
     (["generate", *TINY, "--prompt", "a", "-n", "0"], "n is 0; allowed: integers from 1 to 2147483647"),

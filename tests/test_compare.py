@@ -23,7 +23,7 @@ def model():
 @pytest.fixture(scope="module")
 def texts(model):
     """Recorded texts of 43 + 120, 54 + 60 and 43 + 90 tokens; the second is never compacted at a budget of 116."""
-    outs = [model.generate(PROBLEMS[i], max_new_tokens=n, progress=False)[0] for i, n in ((0, 120), (1, 60), (2, 90))]
+    outs = [model.generate(PROBLEMS[i], max_new_tokens=n, progress=False)[0] for i, n in ((0, 120), (9, 60), (3, 90))]
     return [out.prompt_tokens + out.tokens for out in outs], [len(out.prompt_tokens) for out in outs]
 
 

@@ -108,7 +108,7 @@ def test_a_step_calls_no_allocator_and_pages_come_back(model):
 @pytest.mark.parametrize(
     "spans, tokens, message",
     [
-        ([[0, 1]], [230], "token 0 is 230; allowed: 0 to 229"),
+        ([[0, 1]], [231], "token 0 is 231; allowed: 0 to 230"),
         ([[1, 1]], [0], "span 0: row 1 is not open"),
         ([[0, 1], [0, 1]], [0, 0], "spans 0 and 1: both feed row 0"),
         ([[0, 9]], [0] * 9, "span 0: 9 tokens for row 0, which has room for 8"),
@@ -118,7 +118,7 @@ def test_bad_batches_are_refused(model, spans, tokens, message):
     session = _skipkv.Session(model, rows=2)
     session.open(8)
     with pytest.raises(skipkv.Error) as error:
-        out = np.empty((len(spans), 230), np.float32)
+        out = np.empty((len(spans), 231), np.float32)
         session.forward(np.array(spans, np.int32), np.array(tokens, np.int32), out, False)
     assert str(error.value) == message
 

@@ -11,7 +11,7 @@ from skipkv.checkpoint import ModelConfig
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 CONFIG = dict(
-    family="llama", n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, hidden=256, ffn=512, vocab=230, context=4096,
+    family="llama", n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, hidden=256, ffn=512, vocab=231, context=4096,
     norm_eps=1e-5, tied=False, qkv_bias=False, o_bias=False, mlp_bias=False, rope_theta=1e8, rope_type="default",
 )  # fmt: skip
 

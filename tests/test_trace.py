@@ -263,7 +263,7 @@ def test_replay_refuses_what_it_cannot_do(model):
         ("cache is 'f16'; allowed: 'bf16', 'f32'", ids, {"cache": "f16"}),
         ("sequence is -1; allowed: integers from 0 to 2147483647", ids, {"sequence": (0, -1)}),
         ("steering is 'x'; allowed: a Steering or None", ids, {"steering": "x"}),
-        ("text holds token 230; allowed: 0 to 229", [1, 230], {}),
+        ("text holds token 231; allowed: 0 to 230", [1, 231], {}),
         ("text has 0 tokens; allowed: 1 to the context of 4096", "", {}),
         ("text has 4097 tokens; allowed: 1 to the context of 4096", [5] * 4097, {}),
     ):
