@@ -271,7 +271,7 @@ class Tokenizer:
             result[i] = self._bytes_of(token.content) if self._byte_level else token.content.encode()
         return result
 
-    @property
+    @cached_property
     def token_texts(self) -> list[str]:
         """`token_bytes` as text; U+FFFD where a token holds only part of a character."""
         return [raw.decode(errors="replace") for raw in self.token_bytes]
