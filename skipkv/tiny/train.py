@@ -268,7 +268,6 @@ def train(recipe: Recipe, out: Path, log: TextIO) -> None:
             )
             tally.zero_()
             network.save(out)
-    network.save(out)
     note(f"model.safetensors sha256 {hashlib.sha256((out / 'model.safetensors').read_bytes()).hexdigest()}")
 
 
