@@ -193,6 +193,15 @@ class Frame:
         self.browser.until(lambda: found in self.browser.contexts, f"{owner} has not loaded")
         return Frame(self.browser, found, self, owner)
 
+    def reach(self) -> None:
+        """Until the mouse reaches this frame: Chromium hands events to the outer one until it has composed both."""
+        self.evaluate("addEventListener('mousemove', () => (window.reached = true), { capture: true, once: true })")
+        end = time.monotonic() + PATIENCE
+        while not self.evaluate("window.reached"):
+            assert time.monotonic() < end, f"{PATIENCE} s have passed, the mouse does not reach {self.owner}"
+            for x in (1, 2):  # a mouse that rests does not move
+                self.browser.mouse("Moved", at=self.point(f"[{x}, 1]"))
+
     def point(self, place: str) -> tuple[float, float]:
         """Where in the window a point is: an expression of [x, y] in this document's own window."""
         x, y = self.evaluate(place)

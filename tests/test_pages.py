@@ -77,11 +77,13 @@ def told(model):
 
 
 def ready(frame, height=TALL):
-    """A document that has drawn itself; in a tall window all of it."""
+    """A document that has drawn itself, in a tall window all of it, and that the mouse reaches."""
     frame.wait("window.view !== undefined")
     frame.evaluate(PROBE)
     if frame.evaluate("view.data.header.view") != "survival":
         frame.wait("probe.drawn()" if height == TALL else "view.spans[0].className !== ''")
+    if frame.outer:
+        frame.reach()
     return frame
 
 
