@@ -197,6 +197,25 @@ def test_hidden_slots_hide_what_they_may(train):
     assert float(last[spent].float().mean()) < 0.6 < 0.8 < float(last[asked].float().mean())
 
 
+def test_blind_hiding_takes_as_much_whatever_it_is(train):
+    import torch
+
+    torch.manual_seed(0)
+    needed = next(train.batches(0, 6000, lambda: Level(steps=(6, 8)))).needed
+    T = needed.shape[1]
+    early = torch.arange(T) < T - 320
+    spent, asked = early & (needed + 64 < T), early & (needed >= problems.FOREVER)
+    means, gaps = [], []
+    for blind in (False, True):
+        seen = (train.hidden_slots(needed, 8, blind) == 0).float()
+        assert not bool(seen.triu(1).any())
+        means.append(2 * float(seen.mean()))
+        last = seen[:, :, -1].mean(1)  # [B, T]: share of heads
+        gaps.append(float(last[asked].mean() - last[spent].mean()))
+    assert abs(means[0] - means[1]) < 0.25  # how much of a row goes is drawn anew
+    assert gaps[0] > 0.4 > 0.1 > abs(gaps[1])
+
+
 def test_batches_hold_the_problems_whole(train):
     batch = next(train.batches(3, 3000, lambda: Level(steps=(2, 4), brief=0.3)))
     assert (

@@ -4,7 +4,7 @@ problems, never repeated → batches of rows of about equal length → network, 
 on the trace
 
 Hidden slots teach the model to live with an evicting cache. Of the shipped weights they favour a method that drops
-repeated sentences; ``--hide 0`` is the control.
+repeated sentences; ``--hide 0`` and ``--blind`` are the controls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -147,19 +147,23 @@ def _batch(group: list[problems.Problem]) -> Batch:
     return batch
 
 
-def hidden_slots(needed: Tensor, heads: int) -> Tensor:
+def hidden_slots(needed: Tensor, heads: int, blind: bool = False) -> Tensor:
     """Attention bias [B, G, T, T] in which slots disappear as an eviction takes them, for each head its own.
 
     A token that is no longer needed goes within 64 tokens, with a probability of the row between 0.3 and 1; any
-    other, from 12 tokens on, at a random time with one between 0 and 0.15.
+    other, from 12 tokens on, at a random time with one between 0 and 0.15. Blind, each head first shuffles for how
+    long the tokens of a row are needed: about as many slots disappear, whatever is in them.
     """
     B, T = needed.shape
     here = torch.arange(T)
+    needed = needed[:, None].expand(B, heads, T)
+    if blind:
+        needed = here + (needed - here).gather(2, torch.rand(B, heads, T).argsort(2))
 
     def happens(low: float, high: float) -> Tensor:
         return torch.rand(B, heads, T) < low + (high - low) * torch.rand(B, 1, 1)
 
-    done = torch.where(happens(0.3, 1), needed[:, None] + 64 * torch.rand(B, heads, T), T)
+    done = torch.where(happens(0.3, 1), needed + 64 * torch.rand(B, heads, T), T)
     lost = torch.where(happens(0, 0.15), here + 12 + 300 * torch.rand(B, heads, T), T)
     seen = (here[:, None] >= here) & (here[:, None] < torch.minimum(done, lost)[:, :, None])
     return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
@@ -181,6 +185,8 @@ class Recipe:
         Share of problems that ask for few re-checks.
     hide, hide_from : float
         Share of the batches with hidden slots, and from which share of the training on.
+    blind : bool
+        Hide them whether they are needed or not.
     rate, muon : float
         Learning rates of AdamW (embedding, head, norms) and Muon (matrices).
     seed : int
@@ -192,6 +198,7 @@ class Recipe:
     brief: float = 0.3
     hide: float = 0.6
     hide_from: float = 0.4
+    blind: bool = False
     rate: float = 3e-3
     muon: float = 0.01
     seed: int = 0
@@ -240,7 +247,7 @@ def train(recipe: Recipe, out: Path, log: TextIO) -> None:
     while share() < 1:
         batch = next(data)
         hide = share() >= recipe.hide_from and float(torch.rand(())) < recipe.hide
-        bias = hidden_slots(batch.needed, network.shape.num_key_value_heads) if hide else None
+        bias = hidden_slots(batch.needed, network.shape.num_key_value_heads, recipe.blind) if hide else None
         asked = batch.labels >= 0
         logits, want = network.lm_head(network(batch.ids, bias)[asked]), batch.labels[asked]
         loss = F.cross_entropy(logits, want, reduction="none")
@@ -293,11 +300,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("million", "hide", "seed"):
         default = getattr(Recipe, name)
         ap.add_argument(f"--{name}", type=type(default), default=default)
+    ap.add_argument("--blind", action="store_true", help="hide slots whether they are needed or not")
     args = ap.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "training.log", "w", encoding="utf-8") as file:
-        train(replace(Recipe(), million=args.million, hide=args.hide, seed=args.seed), args.out, _Tee(sys.stdout, file))
+        recipe = Recipe(million=args.million, hide=args.hide, blind=args.blind, seed=args.seed)
+        train(recipe, args.out, _Tee(sys.stdout, file))
 
 
 if __name__ == "__main__":
