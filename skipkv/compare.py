@@ -31,6 +31,7 @@ class Fidelity:
     run : str
         Method, with its steering.
     nll : negative log-likelihood a token, nats
+    delta_nll : nll less that of the full cache at the same positions; comparable where ``positions`` differ
     kl : KL divergence of full from the method, nats a token
     same : share of positions with the same best token
     peak_bytes : int
@@ -44,6 +45,7 @@ class Fidelity:
 
     run: str
     nll: tuple[float, float, float]
+    delta_nll: tuple[float, float, float]
     kl: tuple[float, float, float]
     same: tuple[float, float, float]
     peak_bytes: int
@@ -57,6 +59,7 @@ class _Text:
     """Sums over one text's counted positions."""
 
     nll: float
+    delta_nll: float
     kl: float
     same: float
     n: int
@@ -140,8 +143,9 @@ def compare(
                     p, q = _log_softmax(there[i : i + 128]), _log_softmax(here[i : i + 128])
                     kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
                 nll = -float(log_probability(here, after[first:]).sum())
+                delta = nll + float(log_probability(there, after[first:]).sum())
                 same = float((here.argmax(1) == best[first:]).sum())
-                found[r].append(_Text(nll, kl, same, len(here), compacted or not method.compacts))
+                found[r].append(_Text(nll, delta, kl, same, len(here), compacted or not method.compacts))
                 peaks[r] = max(peaks[r], run.stats["peak_bytes"])
                 sentences[r] += run.stats["sentences"]
                 flagged[r] += run.stats["flagged"]
@@ -151,7 +155,8 @@ def compare(
         compacted_texts = [t for t in found[r] if t.compacted]
         counted = compacted_texts or found[r]
         name = str(method) + (f"+steer:layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
-        figures = [bootstrap([(getattr(t, f), t.n) for t in counted], resamples, seed) for f in ("nll", "kl", "same")]
+        names = ("nll", "delta_nll", "kl", "same")
+        figures = [bootstrap([(getattr(t, f), t.n) for t in counted], resamples, seed) for f in names]
         share = flagged[r] / max(1, sentences[r])
         results.append(Fidelity(name, *figures, peaks[r], len(compacted_texts), sum(t.n for t in counted), share))
     return results
@@ -205,12 +210,13 @@ def table(results: Sequence[Fidelity]) -> str:
         mean, low, high = (scale * x for x in figure)
         return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-    rows = [("method", "nll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
+    rows = [("method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
              "flagged %")]  # fmt: skip
     for f in results:
         run = f.run if f.texts else f"{f.run} (never compacted)"
-        rows.append((run, cell(f.nll), cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}",
-                     str(f.texts), str(f.positions), f"{100 * f.flagged:.1f}"))  # fmt: skip
+        rows.append((run, cell(f.nll), cell(f.delta_nll, digits=4), cell(f.kl, digits=4), cell(f.same, 100, 1),
+                     f"{f.peak_bytes / 1e6:.2f}", str(f.texts), str(f.positions),
+                     f"{100 * f.flagged:.1f}"))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = (" ".join(f"{text:{width + 1}}" for text, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

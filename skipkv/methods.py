@@ -176,11 +176,12 @@ class Method:
         return replace(self, **changes)
 
     def __str__(self) -> str:
-        """As `parse_method` reads it; defaults are left out, an array of budgets becomes its shape's numbers."""
+        """As `parse_method` reads it, but a score is its name; defaults are left out, arrays of budgets written out."""
         parts = []
         for f in fields(self):
             value = getattr(self, f.name)
             if f.init and f.repr and (f.default is MISSING or value != f.default):
+                value = getattr(value, "__name__", value)
                 rows = value if isinstance(value, tuple) else (value,)
                 text = "/".join("+".join(map(str, row)) if isinstance(row, tuple) else str(row) for row in rows)
                 parts.append(f"{f.name}={text}")
@@ -280,9 +281,6 @@ class Custom(Method):
             for name in ("score", "budget", "interval", "window", "tau", "protect", "evict", "compat")
         }
         return Custom(**(values | {"needs": self.needs_} | changes))
-
-    def __str__(self) -> str:
-        return f"custom:score={getattr(self.score, '__name__', 'score')},budget={self.budget}"
 
 
 def parse_method(method: str | Method | None) -> Method:

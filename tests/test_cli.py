@@ -268,9 +268,9 @@ def test_compare_reports_full_and_budgets_that_hold_everything(skip, model, tmp_
     assert (status, err) == (0, "")
     full, wide, rkv, turned = json.loads(out, parse_constant=lambda name: pytest.fail(name))  # no NaN: that is no JSON
     positions = sum(len(model.encode(text["prompt"] + text["output"])) - 1 for text in texts)
-    keys = {"run", "nll", "kl", "same", "peak_bytes", "texts", "positions", "flagged"}
+    keys = {"run", "nll", "delta_nll", "kl", "same", "peak_bytes", "texts", "positions", "flagged"}
     assert full.keys() == wide.keys() == rkv.keys() == keys
-    assert full["kl"] == wide["kl"] == [0.0] * 3 and full["same"] == wide["same"] == [1.0] * 3
+    assert full["kl"] == full["delta_nll"] == wide["kl"] == [0.0] * 3 and full["same"] == wide["same"] == [1.0] * 3
     assert (full["texts"], wide["texts"], rkv["texts"]) == (2, 0, 2)
     assert full["positions"] == wide["positions"] == positions > rkv["positions"]
     assert rkv["kl"][0] > 0 and rkv["peak_bytes"] <= full["peak_bytes"] == wide["peak_bytes"]

@@ -33,7 +33,7 @@ def log_softmax(logits):
 
 
 def expected(model, texts, prompts, method, steering=None):
-    """(sums of nll, kl, same best token; positions) of each text, from the logits; None where nothing was compacted."""
+    """(sums of nll, nll over full's, kl, same best token; positions) of each text; None where nothing was compacted."""
     found = []
     for i, (ids, n_prompt) in enumerate(zip(texts, prompts, strict=True)):
         full = model.replay(ids, n_prompt=n_prompt, logits=True).logits
@@ -44,9 +44,9 @@ def expected(model, texts, prompts, method, steering=None):
             continue
         first = steps[0] if steps else 0
         p, q = log_softmax(full[first:-1]), log_softmax(run.logits[first:-1])
-        nll = -q[np.arange(len(q)), ids[first + 1 :]].sum()
+        at = np.arange(len(q)), ids[first + 1 :]
         same = (p.argmax(1) == q.argmax(1)).sum()
-        found.append((nll, (np.exp(p) * (p - q)).sum(), same, len(p)))
+        found.append((-q[at].sum(), (p - q)[at].sum(), (np.exp(p) * (p - q)).sum(), same, len(p)))
     return found
 
 
@@ -59,14 +59,15 @@ def test_figures_are_means_over_the_positions_behind_a_texts_first_compaction(mo
     method = parse_method(text)
     [found] = compare(model, texts[0], [(method, steering)], prompts=texts[1], progress=False)
     sums = [s for s in expected(model, *texts, method, steering) if s]
-    nll, kl, same, n = np.sum(sums, axis=0)
+    nll, delta, kl, same, n = np.sum(sums, axis=0)
     assert (found.texts, found.positions) == (len(sums), n)
     assert found.texts == (2 if "116" in text else 3)
     # Logits and their logarithms are float32 in the run, float64 here.
     assert found.nll[0] == pytest.approx(nll / n, rel=1e-4)
+    assert found.delta_nll[0] == pytest.approx(delta / n, abs=1e-6) and abs(found.delta_nll[0]) > 1e-5
     assert found.kl[0] == pytest.approx(kl / n, rel=1e-3, abs=1e-7) and found.kl[0] > 1e-4
     assert found.same[0] == pytest.approx(same / n)
-    assert all(low <= mean <= high for mean, low, high in (found.nll, found.kl, found.same))
+    assert all(low <= mean <= high for mean, low, high in (found.nll, found.delta_nll, found.kl, found.same))
     peaks = [
         model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats["peak_bytes"]
         for i, (ids, n_prompt) in enumerate(zip(*texts, strict=True))
@@ -76,7 +77,7 @@ def test_figures_are_means_over_the_positions_behind_a_texts_first_compaction(mo
 
 def test_full_is_itself_and_counts_everything(model, texts):
     [found] = compare(model, texts[0], [(parse_method("full"), None)], prompts=texts[1], progress=False)
-    assert found.kl == (0.0, 0.0, 0.0) and found.same == (1.0, 1.0, 1.0)
+    assert found.delta_nll == found.kl == (0.0, 0.0, 0.0) and found.same == (1.0, 1.0, 1.0)
     positions = sum(len(t) - 1 for t in texts[0])
     assert (found.run, found.texts, found.positions) == ("full", 3, positions)
     nll = sum(s[0] for s in expected(model, *texts, parse_method("full")))
@@ -212,16 +213,17 @@ def test_the_table_has_a_row_a_run(model, texts):
     runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
     found = compare(model, texts[0], runs, prompts=texts[1], progress=False)
     head, full, rkv = table(found).splitlines()
-    columns = ["method", "nll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
+    columns = ["method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
                "flagged %"]  # fmt: skip
     starts = [head.index(name) for name in columns]
     for f, line in zip(found, (full, rkv), strict=True):
         cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
-        assert cells[0] == f.run and cells[5:7] == [str(f.texts), str(f.positions)]
+        assert cells[0] == f.run and cells[6:8] == [str(f.texts), str(f.positions)]
         assert cells[1] == f"{f.nll[0]:.3f} [{f.nll[1]:.3f}, {f.nll[2]:.3f}]"
-        assert cells[2] == f"{f.kl[0]:.4f} [{f.kl[1]:.4f}, {f.kl[2]:.4f}]"
-        assert cells[3].split()[0] == f"{100 * f.same[0]:.1f}" and cells[4] == f"{f.peak_bytes / 1e6:.2f}"
-        assert cells[7] == f"{100 * f.flagged:.1f}"
+        assert cells[2] == f"{f.delta_nll[0]:.4f} [{f.delta_nll[1]:.4f}, {f.delta_nll[2]:.4f}]"
+        assert cells[3] == f"{f.kl[0]:.4f} [{f.kl[1]:.4f}, {f.kl[2]:.4f}]"
+        assert cells[4].split()[0] == f"{100 * f.same[0]:.1f}" and cells[5] == f"{f.peak_bytes / 1e6:.2f}"
+        assert cells[8] == f"{100 * f.flagged:.1f}"
 
 
 def test_the_plot_is_a_picture(model, texts, tmp_path):

@@ -521,7 +521,7 @@ def outcome(run, right, n=10, peak=1e6):
 
 
 def fidelity(run, kl):
-    return Fidelity(run, (1.0, 0.9, 1.1), kl, (0.9, 0.8, 0.95), 10**6, 3, 100, 0.1)
+    return Fidelity(run, (1.0, 0.9, 1.1), (0.1, 0.0, 0.2), kl, (0.9, 0.8, 0.95), 10**6, 3, 100, 0.1)
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -603,8 +603,7 @@ def test_a_curve_of_fidelities_and_other_axes():
         ("rkv:budget=64+32/16", ("rkv", 32.0)),
         ("skipkv:budget=64+steer:layer=2,alpha=1", ("skipkv+steer:layer=2,alpha=1", 64.0)),
         ("skipkv:budget=64,tau=0.9+steer:layer=2,alpha=1", ("skipkv:tau=0.9+steer:layer=2,alpha=1", 64.0)),
-        ("custom:score=mine,budget=(96, 48)", ("custom:score=mine", 72.0)),
-        ("custom:score=mine,budget=((8, 4), (2, 2))", ("custom:score=mine", 4.0)),
+        ("custom:score=mine,budget=96/48,tau=0.9", ("custom:score=mine,tau=0.9", 72.0)),
     ],
 )
 def test_budgets_of_runs(run, expected):
@@ -613,7 +612,9 @@ def test_budgets_of_runs(run, expected):
 
 def test_budgets_as_methods_write_them():
     for budget in (64, [64, 32], [[64, 32], [16, 12]]):
-        assert curves.split_budget(str(skipkv.RKV(budget, mix=0.07))) == ("rkv:mix=0.07", float(np.mean(budget)))
+        methods = {"rkv:mix=0.07": skipkv.RKV(budget, mix=0.07), "custom:score=len": skipkv.Custom(len, budget=budget)}
+        for name, method in methods.items():
+            assert curves.split_budget(str(method)) == (name, float(np.mean(budget)))
 
 
 def test_errors_of_curves(tmp_path):

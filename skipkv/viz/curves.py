@@ -57,6 +57,7 @@ AXES: dict[type, dict[str, Axis]] = {
     Fidelity: {
         "kl": Axis("KL divergence from the full cache, nats a token", lambda r: r.kl, 1, 4),
         "nll": Axis("negative log-likelihood, nats a token", lambda r: r.nll, 1, 3),
+        "delta_nll": Axis("nll less that of the full cache, nats a token", lambda r: r.delta_nll, 1, 4),
         "same": Axis("same best token as the full cache, %", lambda r: r.same, 100, 1, 100),
         "peak_bytes": MEMORY,
         "flagged": FLAGGED,
@@ -91,8 +92,8 @@ def curve(
         as a level line with its interval as a band.
     y : str, optional
         For outcomes ``"accuracy"`` (default), ``"length"``, ``"peak_bytes"`` or ``"flagged"``; for fidelities ``"kl"``
-        (default), ``"nll"``, ``"same"``, ``"peak_bytes"`` or ``"flagged"``. Intervals are drawn where the results have
-        them: 95 %, of accuracy by Wilson, of kl, nll and same by bootstrap over texts.
+        (default), ``"nll"``, ``"delta_nll"``, ``"same"``, ``"peak_bytes"`` or ``"flagged"``. Intervals are drawn where
+        the results have them: 95 %, of accuracy by Wilson, of kl, the nlls and same by bootstrap over texts.
     x : "budget" or "peak_bytes"
         Slots a head (the mean where heads differ), or the most cache bytes.
     title : str, optional
@@ -129,13 +130,11 @@ def curve(
 
 def split_budget(run: str) -> tuple[str, float | None]:
     """A run's name without its budget, and the budget: the mean over layers of the mean over their heads."""
-    found = re.search(r"budget=(\([\d(), ]*\)|\d+(?:[/+]\d+)*)", run)
+    found = re.search(r"budget=(\d+(?:[/+]\d+)*)", run)
     if not found:
         return run, None
-    text = found[1]
-    split = r"\)\s*,\s*\(" if "((" in text else "/" if "/" in text or "+" in text else ","
-    rows = [[int(v) for v in re.findall(r"\d+", row)] for row in re.split(split, text)]
-    means = [sum(row) / len(row) for row in rows if row]
+    rows = [[int(v) for v in row.split("+")] for row in found[1].split("/")]
+    means = [sum(row) / len(row) for row in rows]
     rest = run[: found.start()] + run[found.end() :].removeprefix(",")
     return re.sub(r"[:,](?=\+|$)", "", rest), sum(means) / len(means)
 
