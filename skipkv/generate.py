@@ -376,8 +376,11 @@ class Run:
 
     # -- steps
 
-    def events(self) -> Iterator[Event]:
-        """Work until everything is done or interrupted; yields every new token."""
+    def events(self, stacklevel: int = 3) -> Iterator[Event]:
+        """Work until everything is done or interrupted; yields every new token.
+
+        Warnings point at whoever iterates, or with a higher ``stacklevel`` at a caller further out.
+        """
         with Interrupt() as interrupt:
             while self.queue or self.active or self.template:
                 if interrupt.seen:
@@ -385,7 +388,7 @@ class Run:
                     return
                 self._admit()
                 yield from self._step()
-        self._warn()
+        self._warn(stacklevel)
 
     def _step(self) -> Iterator[Event]:
         rows = self.active + ([self.template] if self.template else [])
@@ -542,16 +545,16 @@ class Run:
             self.outputs[prompt, sample] = generation
             yield Event(prompt, sample, None, "", generation)
 
-    def _warn(self) -> None:
+    def _warn(self, stacklevel: int) -> None:
         stats = [g.stats for g in self.outputs.values() if g.stats]
         if self.request.method.compacts and stats and not any(s.compactions for s in stats):
             longest = max(s.prompt_tokens + s.new_tokens for s in stats)
             text = f"{self.request.method} never compacted: the longest of {len(stats)} rows has {longest} tokens"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=stacklevel)
         steered = [g for g in self.outputs.values() if g.stats and self.request.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.request.steering[steered[0].prompt].scope
-            warnings.warn(f"steering steered no token: none in scope {scope!r} holds a blank line", stacklevel=4)
+            warnings.warn(f"steering steered no token: none in scope {scope!r} holds a blank line", stacklevel=stacklevel)
 
     def results(self, complete: bool = True) -> list[Generation]:
         """In order of prompt and sample; with complete=False only those that have ended."""

@@ -305,7 +305,7 @@ class Model:
         tokens = 0
         with tqdm(total=total, unit="text", desc=str(request.method), disable=None if progress else True) as bar:
             try:
-                for event in run.events():
+                for event in run.events(stacklevel=4):
                     tokens += 1
                     if event.generation:
                         bar.update()

@@ -795,6 +795,9 @@ def test_a_run_that_never_compacts_says_so(model):
         run(model, PROBLEMS[:2], "rkv:budget=500")
     assert [str(w.message) for w in caught] == ["rkv:budget=500 never compacted: the longest of 2 rows has 87 tokens"]
     assert caught[0].filename == __file__  # the caller's line, not one of skipkv
+    with pytest.warns(UserWarning, match="never compacted") as caught:
+        list(model.stream(PROBLEMS[0], "rkv:budget=500", max_new_tokens=2))
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(model, PROBLEMS[:2])  # full never does
