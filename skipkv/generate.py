@@ -242,6 +242,14 @@ class _Row:
     thinking: int = 0
 
 
+def pages(session: Any, method: Method) -> dict[str, int]:
+    """Slots of a page of one head, its bytes under the method, and those that a full cache takes for it."""
+    size = session.ledger()["page_bytes"]
+    # A full cache keeps no sums of attention: a float32 of every slot of a page.
+    full = size - (4 * PAGE if method.needs & SUMS else 0)
+    return {"page_slots": PAGE, "page_bytes": size, "full_page_bytes": full}
+
+
 class Run:
     """One call of generate or stream. Iterating over `events` does the work."""
 
@@ -506,8 +514,7 @@ class Run:
         state, ledger, config = self.session.state(row.number), self.session.ledger(), self.config
         n_heads = config.n_layers * config.n_kv_heads
         full = self.request.full_length
-        # A full cache keeps no sums of attention: a float32 of every slot of a page.
-        page = ledger["page_bytes"] - (4 * PAGE if self.request.method.needs & SUMS else 0)
+        page = pages(self.session, self.request.method)["full_page_bytes"]
         return Stats(
             prompt_tokens=row.n_prompt, new_tokens=len(row.ids) - row.n_prompt,
             thinking_tokens=state["thinking_tokens"], answer_tokens=state["answer_tokens"],
@@ -526,7 +533,8 @@ class Run:
         sampling = self.request.sampling
         settings = {"model": self.model.name, "prompt": row.prompt, "sample": row.sample, "seed": sampling.seed,
                     "temperature": sampling.temperature,
-                    "steering": steering.describe() if steering else None}  # fmt: skip
+                    "steering": steering.describe() if steering else None,
+                    **pages(self.session, self.request.method)}  # fmt: skip
         return Trace(
             list(row.ids), [texts[i] if texts else str(i) for i in row.ids], row.n_prompt, self.config.n_layers,
             self.config.n_kv_heads, str(self.request.method), row.compactions, self.session.sentences(row.number)[0],

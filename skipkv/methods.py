@@ -64,7 +64,10 @@ def compat_bits(method: str, compat: str | Iterable[str] | None) -> int:
 
 def _budget(value: Any) -> Any:
     """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable, one form for one meaning."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        array = np.zeros(0)
     whole = np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating) and bool((array == np.rint(array)).all())
     )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from skipkv import _skipkv, sentences
 from skipkv.checkpoint import Checkpoint, ModelConfig, open_checkpoint
 from skipkv.errors import BackendError, ConfigError
-from skipkv.generate import FORWARD_TOKENS, Event, Generation, Request, Run, Sampling
+from skipkv.generate import FORWARD_TOKENS, Event, Generation, Request, Run, Sampling, pages
 from skipkv.methods import Method, parse_method
 from skipkv.steering import Steering
 from skipkv.tokenizer import Tokenizer
@@ -541,6 +541,7 @@ class Model:
             texts = self.tokenizer.token_texts if self.tokenizer else None
             compactions = [Compaction(*record[1:]) for record in session.trace()]
             settings = {"model": self.name, "steering": steering.describe() if steering else None, "replay": True}
+            settings |= pages(session, method)
             found = Trace(
                 ids.tolist(), [texts[i] if texts else str(i) for i in ids], n_prompt, self.config.n_layers,
                 self.config.n_kv_heads, str(method), compactions, session.sentences(row)[0], alphas, held,

@@ -458,6 +458,10 @@ def vector(n=32):
         (lambda: parse_method("rkv:budget"), f"method 'rkv:budget': 'budget' has no value; allowed: {RKV_TAKES}"),
         (lambda: parse_method("rkv:budget=x"), "budget is 'x'; allowed: a number"),
         (lambda: parse_method("rkv:budget=9/x"), "budget is '9/x'; allowed: a number"),
+        (
+            lambda: parse_method("rkv:budget=40+30/50"),
+            "budget is ((40, 30), 50); allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]",
+        ),
         (lambda: parse_method("rkv:budget=30,evict=maybe"), "evict is 'maybe'; allowed: True, False"),
         (
             lambda: parse_method("full:budget=30"),

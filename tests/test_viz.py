@@ -20,7 +20,7 @@ import skipkv
 from skipkv import Compaction, ConfigError, Trace, viz
 from skipkv.compare import Fidelity
 from skipkv.demo import Outcome
-from skipkv.viz import curves, views
+from skipkv.viz import curves, encode, views
 
 PROMPT = "<s><|user|> Dot = 9. Leo = Dot + plums. plums = 4.Find Leo.<|assistant|><think>\n"
 HOSTILE = [
@@ -184,16 +184,60 @@ def test_sentences_alphas_and_bytes(recorded):
     np.testing.assert_allclose(
         [s[3] for s in run["sentences"]], [s[4] for s in recorded.sentences], atol=5e-5
     )  # rounded
-    assert run["cache"]["unit"] == "bytes" and run["cache"]["points"] == [list(b) for b in recorded.bytes]
+    assert run["bytes"] == [list(b) for b in recorded.bytes]
     assert run["alphas"] == [] and run["steps"] == recorded.steps
 
 
-def test_the_cache_in_slots_where_no_bytes_were_recorded():
-    trace = build(np.random.default_rng(1), 40, 2, 2, [10, 20, 30])
-    trace.bytes = []
+def sizes(trace, steps, slots=1, page=1):
+    """(step, before, after) of the whole cache from the sets that are held."""
+    heads = [(layer, head) for layer in range(trace.n_layers) for head in range(trace.n_kv_heads)]
+    found = []
+    for step in steps:
+        after = [len(trace.held(step, *head)) for head in heads]
+        before = [len(trace.held(step - 1, *head)) + 1 for head in heads] if step else after
+        found.append((step, *(page * sum(-(-n // slots) for n in size) for size in (before, after))))
+    return found
+
+
+def assert_line(line, expected):
+    """A line through corners has, at every step, one value or two of them."""
+    x, y = np.array(line).T
+    assert len(line) < 2 * len(expected) or len(expected) < 4
+    for step, before, after in expected:
+        at = y[x == step].tolist()
+        assert (at or [np.interp(step, x, y)]) == ([before, after] if before != after else [after]), step
+
+
+def test_the_caches_line_is_what_the_run_measured(model):
+    for method in ("rkv:budget=66,interval=16", "h2o:budget=40,interval=32", "streaming:budget=130/70/66/20,interval=16"):
+        out = model.generate(PROMPT, method, trace=True, max_new_tokens=230, progress=False)[0]
+        trace, stats = out.trace, out.stats
+        [size] = encode.sizes([trace])
+        assert size["unit"] == "bytes"
+        slots, page = trace.settings["page_slots"], trace.settings["page_bytes"]
+        assert_line(size["points"], sizes(trace, range(len(trace.tokens) + 1), slots, page))
+        at = {step: value for step, value in size["points"]}  # after
+        assert trace.bytes and all(at.get(step, value) == value for step, value in trace.bytes)
+        # The last token is not fed.
+        assert max(value for step, value in size["points"] if step < len(trace.tokens)) == stats.peak_bytes
+        x, y = np.array(size["full"]).T
+        assert np.interp(len(trace.tokens) - 1, x, y) == stats.full_bytes
+
+
+def test_the_cache_of_a_run_that_drops_nothing(model):
+    out = model.generate(PROMPT, "rkv:budget=40,interval=16,evict=false", trace=True, max_new_tokens=90, progress=False)[0]
+    full = model.replay(out.trace.tokens, "full", n_prompt=out.trace.n_prompt, trace=True).trace
+    for size in encode.sizes([out.trace, full]):
+        assert size["points"] == size["full"] and size["unit"] == "bytes"
+
+
+def test_the_cache_in_slots_where_no_page_was_recorded(model):
+    trace = build(np.random.default_rng(1), 40, 2, 2, [10, 20, 30, 40])
     cache = decode(viz.kept(trace))[0]["traces"][0]["cache"]
-    total = [(s, sum(len(trace.held(s, layer, head)) for layer in range(2) for head in range(2))) for s in trace.steps]
-    assert cache == {"unit": "slots", "points": [list(point) for point in total], "full": 4}
+    assert cache["unit"] == "slots" and cache["full"] == [[0, 0], [40, 160]]
+    assert_line(cache["points"], sizes(trace, range(41)))
+    [a, b] = encode.sizes([trace, model.replay(list(range(40)), trace=True).trace])  # one unit for two
+    assert (a, b["unit"]) == (cache, "slots")
 
 
 # -- scores

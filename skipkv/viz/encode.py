@@ -154,26 +154,47 @@ def scores(trace: Trace, heads: Sequence[Head], steps: Sequence[int], bits: int)
     return Encoded(names, np.array(index, np.int32), np.array(bounds, np.float32), np.concatenate(codes))
 
 
-def cache(trace: Trace) -> dict[str, Any]:
-    """The cache over steps: bytes where recorded, else slots of all heads.
+def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
+    """The caches over tokens fed: bytes of their pages where all traces say how large those are, else slots.
 
     Returns
     -------
-    dict
-        ``unit``, ``points`` (step, value after the compaction), ``full``: what a token adds in a cache that drops
-        nothing, None where that cannot be told.
+    list of dict
+        ``unit``: "bytes" or "slots"; ``points``: corners (tokens fed, value) of a run's line, at a compaction the value
+        before it and the one after; ``full``: the same of a cache that drops nothing.
     """
-    n_heads = trace.n_layers * trace.n_kv_heads
-    slots, at = np.zeros(n_heads, np.int64), np.zeros(n_heads, np.int64)
-    points: dict[int, int] = {}
-    for c in sorted(trace.compactions, key=lambda c: c.step):
-        slots[c.layer * trace.n_kv_heads + c.head] = len(c.kept)
-        at[c.layer * trace.n_kv_heads + c.head] = c.step
-        points[int(c.step)] = int((slots + c.step - at).sum())
-    if not trace.bytes:
-        return {"unit": "slots", "points": sorted(points.items()), "full": n_heads}
-    full = None
-    if not is_virtual(trace):
-        a_slot = [size / points[step] for step, size in trace.bytes if points.get(step)]
-        full = float(np.median(a_slot)) * n_heads if a_slot else None
-    return {"unit": "bytes", "points": [[int(step), int(size)] for step, size in trace.bytes], "full": full}
+    in_bytes = all(isinstance(t.settings.get("full_page_bytes"), int) for t in traces)
+    found = []
+    for t in traces:
+        slots, page, full_page = 1, 1, 1
+        if in_bytes:
+            slots, page, full_page = (t.settings[name] for name in ("page_slots", "page_bytes", "full_page_bytes"))
+        n, heads = len(t.tokens), [(layer, head) for layer in range(t.n_layers) for head in range(t.n_kv_heads)]
+        before, after = np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)  # pages of all heads
+        for history in by_head(t, [] if is_virtual(t) else heads):
+            held = fed = 0
+            for c in [*history, None]:
+                until = c.step if c else n
+                pages = -(-(held + np.arange(until - fed + 1)) // slots)
+                before[fed + 1 : until + 1] += pages[1:]
+                after[fed:until] += pages[:-1]
+                if c:
+                    held, fed = len(c.kept), c.step
+                else:
+                    after[n] += pages[-1]
+        full = -(-np.arange(n + 1) // slots) * len(heads)
+        if is_virtual(t):
+            before = after = full
+        points, full = _corners(before * page, after * page), _corners(full * full_page, full * full_page)
+        found.append({"unit": "bytes" if in_bytes else "slots", "points": points, "full": full})
+    return found
+
+
+def _corners(before: np.ndarray, after: np.ndarray) -> list[list[int]]:
+    """Points (x, before[x]), (x, after[x]) without those on a straight line between their neighbours."""
+    x, y = np.repeat(np.arange(len(before)), 2), np.stack([before, after], axis=1).ravel()
+    new = np.append(True, (np.diff(x) != 0) | (np.diff(y) != 0))
+    x, y = x[new], y[new]
+    dx, dy = np.diff(x), np.diff(y)
+    corner = np.concatenate([[True], dx[1:] * dy[:-1] != dx[:-1] * dy[1:], [True]])
+    return np.stack([x, y], axis=1)[corner].tolist()

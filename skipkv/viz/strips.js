@@ -27,7 +27,7 @@ class Strips {
       if (flagged.length) add("lambda" + i, "λ" + name, "0 to 1, repeated later", `λ: similarity of a sentence with a later one that repeats it; ${flagged.length} of ${run.sentences.length} are repeated, at most ${most.toFixed(2)}`, (row) => this.drawLambda(row, run));
       if (run.alphas.length) add("alpha" + i, "α" + name, "", `α of ${plural(run.alphas.length, "steered token")}`, (row) => this.drawAlpha(row, run));
     });
-    if (runs.some((run) => run.cache.points.length)) add("cache", "cache", "", this.cacheLabel(), (row) => this.drawCache(row));
+    add("cache", "cache", "", this.cacheLabel(), (row) => this.drawCache(row));
     add("axis", "position", "", "Axis: position, and tokens fed", (row) => this.drawAxis(row));
     this.now = make("div", { className: "now" });
     this.mark = make("div", { className: "mark", hidden: true });
@@ -120,40 +120,25 @@ class Strips {
   }
 
   cacheLabel() {
-    const run = this.data.runs[0], unit = run.cache.unit;
-    const of = unit === "bytes" ? "Bytes of the cache (all heads)" : "Slots of the cache (all heads)";
-    return of + " over tokens fed; dashed: a cache that drops nothing";
+    const bytes = this.data.runs[0].cache.unit === "bytes";
+    return `${bytes ? "Bytes" : "Slots"} of the cache (all heads) over tokens fed; dashed: a cache that drops nothing`;
   }
 
-  // Between compactions the cache grows as a full one does; after one it is what was recorded.
   drawCache({ canvas, scale }) {
     const { context, height } = fresh(canvas);
-    const n = this.data.n, runs = this.data.runs;
-    const unit = runs[0].cache.unit;
-    const shown = runs.filter((run) => run.cache.unit === unit);
-    const full = Math.max(0, ...shown.map((run) => run.cache.full || 0));
-    const most = Math.max(full * n, ...shown.flatMap((run) => run.cache.points.map((point) => point[1]))) || 1;
-    const y = (value) => height - 1 - (value / most) * (height - 3);
+    const { runs } = this.data, { full, unit } = runs[0].cache;
+    const most = [full, ...runs.map((run) => run.cache.points)].flat().reduce((most, point) => Math.max(most, point[1]), 1);
     const line = (points, colour, dash) => {
       context.strokeStyle = theme.get(colour);
       context.setLineDash(dash);
       context.lineWidth = 1.5;
       context.beginPath();
-      points.forEach(([step, value], i) => context[i ? "lineTo" : "moveTo"](this.x(step), y(value)));
+      for (const [step, value] of points) context.lineTo(this.x(step), height - 1 - (value / most) * (height - 3));
       context.stroke();
     };
-    if (full) line([[0, 0], [n, full * n]], "dim", [4, 4]);
-    shown.forEach((run, i) => {
-      const points = [[0, 0]], slope = run.cache.full;
-      let last = [0, 0];
-      for (const [step, value] of run.cache.points) {
-        if (slope) points.push([step, last[1] + (step - last[0]) * slope]);
-        points.push((last = [step, value]));
-      }
-      if (slope) points.push([n, last[1] + (n - last[0]) * slope]);
-      line(points, runs.length > 1 ? ["a3", "b3"][i] : "work", i ? [6, 2] : []);
-    });
-    scale.textContent = "to " + amount(most, unit) + (full ? ", dashed: full" : "");
+    line(full, "dim", [4, 4]);
+    runs.forEach((run, i) => line(run.cache.points, runs.length > 1 ? ["a3", "b3"][i] : "work", i ? [6, 2] : []));
+    scale.textContent = `to ${amount(most, unit)}, dashed: full`;
   }
 
   drawAxis({ canvas, scale }) {

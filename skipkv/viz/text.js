@@ -197,8 +197,8 @@ class TextView {
       held = `${plural(slots, "slot")} of ${plural(chosen.length, "head")}: both hold ${number(both)} (${share(both)}), only a ${number(a - both)} (${share(a - both)}), only b ${number(b - both)} (${share(b - both)}), neither ${number(slots - a - b + both)} (${share(slots - a - b + both)})`;
     } else {
       held = `${chosen.length > 1 ? `each of ${number(chosen.length)} heads holds ` + number(sums[0] / chosen.length) + (sums[0] % chosen.length ? " on average" : "") : "the head holds " + number(sums[0])} of ${number(fed)} (${share(sums[0])})`;
-      const { points, unit } = data.runs[0].cache, point = points.find((q) => q[0] === fed);
-      if (point && frame && unit === "bytes") held += `, the whole cache takes ${amount(point[1], unit)}`;
+      const size = data.runs[0].bytes.find((pair) => pair[0] === fed);
+      if (size && frame) held += `, the whole cache takes ${amount(size[1], "bytes")}`;
     }
     byId("state").textContent = where[0].toUpperCase() + where.slice(1) + ": " + held + ".";
     byId("frame").setAttribute("aria-valuetext", where);
