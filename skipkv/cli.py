@@ -7,8 +7,11 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from skipkv.errors import ConfigError, Error
 from skipkv.tiny.problems import draw
@@ -41,6 +44,8 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
             raise ConfigError(f"problem is {args.problem}; allowed with the model tiny only, found {args.model!r}")
         if not 0 <= args.problem < PROBLEMS:
             raise ConfigError(f"problem is {args.problem}; allowed: 0 to {PROBLEMS - 1}")
+        if args.chat:
+            raise ConfigError(f"problem {args.problem} is in the chat template already; --chat is for other prompts")
         texts.append(draw(args.problem + 1)[-1]["prompt"])
     if not texts:
         more = ", --problem N" if args.model == "tiny" else ""
@@ -51,6 +56,8 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
 def _generate(args: argparse.Namespace) -> int:
     from skipkv.model import load
 
+    if args.trace_scores and not args.trace:
+        raise ConfigError("--trace-scores needs --trace FILE.npz")
     method, steering = parse_run(args.method)
     prompts = _prompts(args)
     model = load(args.model, device=args.device, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
@@ -128,10 +135,18 @@ def _view(args: argparse.Namespace) -> int:
     traces = [Trace.load(path) for path in args.trace]
     if len(traces) > 2:
         raise ConfigError(f"view: {len(traces)} traces; allowed: one, or two of the same text to compare")
-    page = viz.compare(*traces) if len(traces) == 2 else viz.kept(traces[0])
+    chosen = {"step": args.step, "layers": _numbers("layers", args.layers), "heads": _numbers("heads", args.heads)}
+    page = viz.compare(*traces, **chosen) if len(traces) == 2 else viz.kept(traces[0], **chosen)
     page.save(args.out)
     print(args.out)
     return 0
+
+
+def _numbers(name: str, text: str | None) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text is not None else None
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; allowed: integers separated by commas") from None
 
 
 def _methods(args: argparse.Namespace) -> int:
@@ -230,6 +245,9 @@ def parser() -> argparse.ArgumentParser:
 
     v = command("view", _view, "Draw what a recorded run kept, as one page that works offline.")
     v.add_argument("trace", nargs="+", help="a .npz of generate --trace; two of the same text are compared")
+    v.add_argument("--step", type=int, metavar="N", help="where the slider starts: after so many tokens")
+    v.add_argument("--layers", help="comma-separated; all by default")
+    v.add_argument("--heads", help="KV heads, comma-separated; all by default")
     v.add_argument("-o", "--out", required=True, metavar="FILE.html")
 
     steering = commands.add_parser("steer", help="Make, show and import steering vectors.")
@@ -252,11 +270,30 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse before the work what could not be written after it."""
+    for name in ("out", "trace", "plot"):
+        path = getattr(args, name, None)
+        if not isinstance(path, str):  # view reads its traces
+            continue
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise ConfigError(f"{name} is {path!r}; there is no directory {str(folder)!r}")
+        if Path(path).is_dir():
+            raise ConfigError(f"{name} is {path!r}, a directory; allowed: a file")
+        if not os.access(path if Path(path).exists() else folder, os.W_OK):
+            raise ConfigError(f"{name} is {path!r}, which may not be written")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
     args = parser().parse_args(argv)
+    quiet = getattr(args, "quiet", False)
     try:
-        status = args.function(args)
+        _check_outputs(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: None if quiet else tqdm.write(f"skipkv: {message}", sys.stderr)
+            status = args.function(args)
         sys.stdout.flush()  # a pipe that broke is told here, not at exit
         return status
     except Error as error:

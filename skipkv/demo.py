@@ -117,9 +117,13 @@ def evaluate(
 
     Raises
     ------
+    ConfigError
+        There is no problem, or as for `Model.stream`.
     KeyboardInterrupt
         Ctrl-C was pressed before all texts had ended.
     """
+    if not problems:
+        raise ConfigError("problems hold none; allowed: at least one")
     begin = time.perf_counter()
     outs = []
     for event in model.stream([p["prompt"] for p in problems], method, steering, **options):
@@ -195,7 +199,7 @@ def demo(
     tau: float = TAU,
     progress: bool = True,
 ) -> Iterator[Run]:
-    """The same problems under every method, row by row.
+    """The same problems under seven methods, row by row.
 
     The full cache runs first; budgets are shares of the mean length that it gives.
 
@@ -301,7 +305,7 @@ NOTE = (
 
 def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The command line of the demo."""
-    d = command("demo", main, "The model in the box under every method: a table, and a report to look at.")
+    d = command("demo", main, "The model in the box under seven methods: a table, and a report to look at.")
     d.add_argument("--problems", type=int, default=100, metavar="N", help="held-out problems (default 100)")
     d.add_argument("--budgets", default="0.25,0.5", help="shares of the full cache's mean length, comma-separated")
     d.add_argument("--steps", default="4-8", help="of the problems: fewest-most (default 4-8)")
@@ -325,9 +329,6 @@ def main(args: argparse.Namespace) -> int:
     if args.problems < 1:
         raise ConfigError(f"problems is {args.problems}; allowed: integers from 1")
     _method("skipkv", 1 << 20, args.protect, args.tau)  # refuses what could not run later
-    folder = Path(args.out).parent
-    if not folder.is_dir():
-        raise ConfigError(f"out is {args.out!r}; there is no directory {str(folder)!r}")
     problems = tiny.draw(args.problems, level=level)
     begin = time.perf_counter()
     model = load(args.model, threads=args.threads, progress=False)
@@ -341,7 +342,8 @@ def main(args: argparse.Namespace) -> int:
         if not args.json:
             tqdm.write(row(run), file=sys.stdout)
     problem, *traces = side_by_side(model, problems, runs)
-    page = report(runs, problems[problem], problem, *traces)
+    which = f"{args.steps} steps{', asked for few re-checks' if args.brief else ''}"
+    page = report(runs, problems[problem], problem, *traces, which=which)
     page.save(args.out)
     path = Path(args.out).resolve()
     if args.json:
@@ -360,7 +362,7 @@ def _shares(text: str) -> list[float]:
         shares = []
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ConfigError(f"budgets is {text!r}; allowed: shares above 0, up to 1, separated by commas")
-    return shares
+    return list(dict.fromkeys(shares))
 
 
 def _steps(text: str) -> tuple[int, int]:

@@ -562,7 +562,9 @@ class Run:
         steered = [g for g in self.outputs.values() if g.stats and self.request.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.request.steering[steered[0].prompt].scope
-            warnings.warn(f"steering steered no token: none in scope {scope!r} holds a blank line", stacklevel=stacklevel)
+            warnings.warn(
+                f"steering steered no token: none in scope {scope!r} holds a blank line", stacklevel=stacklevel
+            )
 
     def results(self, complete: bool = True) -> list[Generation]:
         """In order of prompt and sample; with complete=False only those that have ended."""

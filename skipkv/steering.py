@@ -91,8 +91,6 @@ class Steering:
         parameters
             As for `Steering`.
         """
-        if path == "tiny":
-            path = str(files("skipkv.tiny") / "steering.safetensors")
         vectors, _ = load_vectors(path)
         if layer is None and len(vectors) > 1:
             raise ConfigError(f"{path}: layer is None; allowed: one of {', '.join(map(str, sorted(vectors)))}")
@@ -120,14 +118,14 @@ def save_vectors(path: str | os.PathLike[str], vectors: Mapping[int, np.ndarray]
 
 
 def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], dict[str, str]]:
-    """Vectors by layer, float32 [hidden], and the file's metadata.
+    """Vectors by layer, float32 [hidden], and the file's metadata; ``"tiny"`` is the file in the box.
 
     Raises
     ------
     CheckpointError
         The file is not such a file.
     """
-    path = Path(path)
+    path = Path(str(files("skipkv.tiny") / "steering.safetensors") if path == "tiny" else path)
     mapped, tensors = _map_file(path)
     with mapped:
         vectors = {}

@@ -360,7 +360,7 @@ def add_commands(
     e.add_argument("--seed", type=int, default=0)
     e.add_argument("--rows", type=int, default=16)
     s = command("show", _show, "Print counts, norms, cosines and examples of a file of vectors.")
-    s.add_argument("file")
+    s.add_argument("file", help="of steer extract or steer import; or tiny, the vector in the box")
     s.add_argument("--json", action="store_true")
     i = command("import", _import, "Convert a released .pt vector, without running code of it; its sign is turned.")
     i.add_argument("file")

@@ -65,6 +65,16 @@ window.probe = (() => {
       });
     },
 
+    // How high the cache's line of one colour is in the middle of each position's part, null where it is not seen.
+    cache: (name) => {
+      const canvas = document.querySelector(".strip.cache"), { width, height } = canvas, n = view.data.n, at = pixels(canvas);
+      const like = ([r, g, b, a]) => a > 100 && Math.hypot(...[r, g, b].map((x, i) => x - theme.rgb(name)[i])) < 60;
+      return Array.from({ length: n }, (_, p) => {
+        const seen = Array.from({ length: height }, (_, y) => y).filter((y) => like(at(((p + 0.5) * width) / n, y)));
+        return seen.length ? height - 0.5 - seen.reduce((sum, y) => sum + y, 0) / seen.length : null;
+      });
+    },
+
     // The colour in the middle of each cell of each map: [maps][frames][positions].
     maps: () => all(".map canvas").map((canvas) => {
       const at = pixels(canvas), { n, frames } = view.data;

@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
 import skipkv
-from skipkv import bench
+from skipkv import bench, viz
 from skipkv.checkpoint import ModelConfig
 from skipkv.cli import main, parse_run
 from skipkv.methods import CLASSES, PARAMETERS, TABLE
@@ -125,6 +126,13 @@ def test_chat_puts_prompts_through_the_template(skip, model):
     content = PROBLEMS[0].removeprefix("<s><|user|>").removesuffix("<|assistant|><think>\n")
     status, out, _ = skip("generate", *TINY, *SHORT, "--json", "--chat", "--prompt", content)
     assert status == 0 and json.loads(out)["prompt_tokens"] == model.encode(PROBLEMS[0])
+
+
+def test_options_that_do_nothing_are_refused(skip):
+    error = "skipkv: problem 7 is in the chat template already; --chat is for other prompts\n"
+    assert skip("generate", *TINY, "--problem", 7, "--chat") == (2, "", error)
+    error = "skipkv: --trace-scores needs --trace FILE.npz\n"
+    assert skip("generate", *TINY, "--problem", 7, "--trace-scores") == (2, "", error)
 
 
 @pytest.mark.parametrize("scores", [False, True])
@@ -347,6 +355,59 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
     assert [line.split(":")[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40, full"]
     figures = r"[\d.]+ tokens/s; [\d.]+ GB/s = \d+ % of bandwidth; [\d.]+ Gflop/s = \d+ % of peak"
     assert all(re.search(figures, line) for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# view
+
+
+def test_view_draws_one_trace_or_two(skip, model, tmp_path):
+    paths = []
+    for method in ("rkv:budget=40,interval=16", "skipkv:budget=40,interval=16"):
+        [out] = generation(model, [PROBLEMS[0]], trace=True)
+        trace = model.replay(out.trace.tokens, method, n_prompt=out.trace.n_prompt, trace=True).trace
+        paths.append(tmp_path / f"{method[:3]}.npz")
+        trace.save(paths[-1])
+    page = tmp_path / "page.html"
+    step = trace.steps[0]
+    for given, draw_it in ((paths[:1], viz.kept), (paths, viz.compare)):
+        traces = [skipkv.Trace.load(path) for path in given]
+        assert skip("view", *given, "-o", page) == (0, f"{page}\n", "")
+        assert page.read_text(encoding="utf-8") == draw_it(*traces).html
+        assert skip("view", *given, "--step", step, "--layers", "0,2", "--heads", 1, "-o", page)[0] == 0
+        assert page.read_text(encoding="utf-8") == draw_it(*traces, step, [0, 2], [1]).html
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All commands
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(skip, tmp_path, monkeypatch):
+    monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "folder").mkdir()
+    nowhere = tmp_path / "nowhere" / "a"
+    for argv in (
+        ["generate", *TINY, "--problem", 0, "--trace"],
+        ["generate", *TINY, "--problem", 0, "-n", 2, "--trace"],
+        ["demo", "--out"],
+        ["compare", *TINY, "x.jsonl", "--methods", "full", "--plot"],
+        ["steer", "extract", "tiny", "--problems", "x.jsonl", "--out"],
+        ["view", "x.npz", "--out"],
+    ):
+        name = argv[-1].removeprefix("--")
+        error = f"skipkv: {name} is '{nowhere}'; there is no directory '{nowhere.parent}'\n"
+        assert skip(*argv, nowhere) == (2, "", error)
+        error = f"skipkv: {name} is '{tmp_path / 'folder'}', a directory; allowed: a file\n"
+        assert skip(*argv, tmp_path / "folder") == (2, "", error)
+
+
+def test_warnings_are_one_line_and_may_be_left_out(skip):
+    argv = ["generate", "tiny", "--threads", 1, "--max-new-tokens", 2, "--problem", 0, "--method", "rkv:budget=400"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        _, warning, _ = skip(*argv)[2].splitlines()
+        assert warning == "skipkv: rkv:budget=400 never compacted: the longest of 1 rows has 45 tokens"
+        assert skip(*argv, "--quiet")[2] == ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

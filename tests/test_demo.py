@@ -154,6 +154,17 @@ def test_a_budget_too_small_is_refused_before_the_table_begins(capsys):
     assert out.splitlines()[-1] == demo.HEAD  # no row was lost
 
 
+def test_no_problems_are_refused():
+    model = skipkv.load("tiny", progress=False)
+    for run in (lambda: evaluate(model, [], "full"), lambda: list(demo.demo(model, [], progress=False))):
+        with pytest.raises(skipkv.ConfigError, match="problems hold none; allowed: at least one"):
+            run()
+
+
+def test_a_budget_given_twice_runs_once():
+    assert demo._shares("0.5,0.25,0.50") == [0.5, 0.25]
+
+
 def test_ctrl_c_ends_the_demo(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

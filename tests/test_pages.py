@@ -18,6 +18,7 @@ import skipkv
 from skipkv import viz
 from skipkv.demo import demo, side_by_side
 from skipkv.tiny import problems as tiny
+from skipkv.viz import encode
 from skipkv.viz.report import report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: the pages are not drawn")
@@ -72,7 +73,8 @@ def told(model):
     problems = tiny.draw(3, level=tiny.Level(steps=(2, 3)))
     runs = list(demo(model, problems, (0.25, 0.5), progress=False))
     number, *traces = side_by_side(model, problems, runs)
-    runs.append(replace(runs[-1], steered=True))
+    steered = replace(runs[-1].outcome, run=runs[-1].outcome.run + "+steer:layer=3,alpha=1")
+    runs.append(replace(runs[-1], steered=True, outcome=steered))
     return runs, problems, number, traces
 
 
@@ -338,6 +340,33 @@ def test_the_strip_has_the_colours_of_the_text(browser, tmp_path, trace, other):
             strips.append(frame.evaluate("probe.strip()"))
             assert strips[-1] == [background for _, background, _ in look(frame)["tokens"]]
         assert len(set(strips[0])) > 4 and set(strips[0]) & set(strips[1]) == {"rgba(0, 0, 0, 0)"}
+
+
+def test_the_caches_lines(browser, tmp_path, model, trace):
+    """As high as the cache was, beside the full cache; a run without a compaction has one, too."""
+    full = model.replay(trace.tokens, n_prompt=trace.n_prompt, trace=True).trace
+    h2o = model.replay(trace.tokens, "h2o:budget=40,interval=16", n_prompt=trace.n_prompt, trace=True).trace
+    n = len(trace.tokens)
+    for page, runs in (
+        (viz.kept(trace), {"work": trace}),
+        (viz.kept(full), {"work": full}),
+        (viz.compare(full, trace), {"a3": full, "b3": trace}),
+        (viz.compare(trace, h2o), {"a3": trace, "b3": h2o}),
+    ):
+        frame = show(browser, page, tmp_path)
+        lines = [np.array(size["points"]).T for size in encode.sizes(list(runs.values()))]
+        most = max(line[1].max() for line in [*lines, np.array(encode.sizes([full])[0]["full"]).T])
+        [scale] = [text for text in frame.evaluate("probe.texts('.scale')") if "dashed" in text]
+        value, unit = re.fullmatch(r"to ([\d.]+) (kB|MB), dashed: full", scale).groups()
+        assert float(value) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(most, rel=0.005)
+        for name, (x, y) in zip(runs, lines, strict=True):
+            drawn = frame.evaluate(f"probe.cache('{name}')")
+            # Beside a jump the line's own width is in the way, and a second run may cover it.
+            level = [p for p in range(2, n - 2) if len({*np.interp([p - 2, p, p + 1, p + 3], x, y)}) == 1 and drawn[p]]
+            assert len(level) > n / 4
+            height = frame.evaluate("document.querySelector('.strip.cache').clientHeight") - 3
+            for p in level:
+                assert drawn[p] - 1 == pytest.approx(np.interp(p, x, y) / most * height, abs=1), (name, p)
 
 
 def test_a_long_text_is_coloured_where_one_looks_and_in_print(browser, tmp_path):
@@ -677,7 +706,7 @@ def assert_near(frame, trace, at):
 def test_the_report_tells_the_runs(browser, tmp_path, told):
     runs, problems, number, traces = told
     problem = problems[number]
-    main, *frames = show_report(browser, report(runs, problem, number, *traces), tmp_path)
+    main, *frames = show_report(browser, report(runs, problem, number, *traces, which="2-3 steps"), tmp_path)
     rows = main.evaluate("probe.cells('tbody tr')")
     assert len(rows) == len(runs) == 14
     for cells, run in zip(rows, runs, strict=True):
@@ -694,15 +723,26 @@ def test_the_report_tells_the_runs(browser, tmp_path, told):
     assert main.evaluate("probe.texts('pre')") == [problem["prompt"]]
     text = " ".join(main.evaluate("document.querySelector('.report').innerText").split())
     for part in (
-        "on 3 held-out problems",
+        "The reasoning model in the box on 3 held-out problems (2-3 steps), the same",
+        "word for word, and the model was trained with hidden slots, so",
         f"Answer: {problem['answer']}",
         f"Problem {number}, as the full",
         "interval=32",
+        "; steering: layer=3,alpha=1.",
     ):
         assert part in text
     for frame, trace in zip(frames, traces, strict=True):
         assert trace.method in frame.evaluate("byId('about').textContent")
         assert_near(frame, trace, len(trace.steps))
+
+
+def test_a_report_says_only_of_the_model_in_the_box_how_it_was_trained(browser, tmp_path, told):
+    runs, problems, number, (a, b) = told
+    a = replace(a, settings=a.settings | {"model": "my <b>model</b>"})
+    main, *_ = show_report(browser, report(runs[:-1], problems[number], number, a, b), tmp_path)
+    text = " ".join(main.evaluate("document.querySelector('.report').innerText").split())
+    assert "The model my <b>model</b> on 3 held-out problems, the same" in text
+    assert "word for word, so dropping" in text and "steering:" not in text
 
 
 def test_the_sliders_of_a_report_move_together(browser, tmp_path, told, trace, other):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from xml.etree import ElementTree
@@ -209,7 +210,11 @@ def assert_line(line, expected):
 
 
 def test_the_caches_line_is_what_the_run_measured(model):
-    for method in ("rkv:budget=66,interval=16", "h2o:budget=40,interval=32", "streaming:budget=130/70/66/20,interval=16"):
+    for method in (
+        "rkv:budget=66,interval=16",
+        "h2o:budget=40,interval=32",
+        "streaming:budget=130/70/66/20,interval=16",
+    ):
         out = model.generate(PROMPT, method, trace=True, max_new_tokens=230, progress=False)[0]
         trace, stats = out.trace, out.stats
         [size] = encode.sizes([trace])
@@ -225,7 +230,9 @@ def test_the_caches_line_is_what_the_run_measured(model):
 
 
 def test_the_cache_of_a_run_that_drops_nothing(model):
-    out = model.generate(PROMPT, "rkv:budget=40,interval=16,evict=false", trace=True, max_new_tokens=90, progress=False)[0]
+    out = model.generate(
+        PROMPT, "rkv:budget=40,interval=16,evict=false", trace=True, max_new_tokens=90, progress=False
+    )[0]
     full = model.replay(out.trace.tokens, "full", n_prompt=out.trace.n_prompt, trace=True).trace
     for size in encode.sizes([out.trace, full]):
         assert size["points"] == size["full"] and size["unit"] == "bytes"
@@ -542,6 +549,38 @@ def test_errors_of_traces_that_do_not_fit_themselves(compactions, message):
     fails(message, viz.kept, Trace([0] * 5, list("abcde"), 1, 1, 2, "rkv:budget=8", found))
 
 
+SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each other, below 5, lambda finite"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"n_layers": -1}, "trace has -1 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
+        ({"n_layers": 10**9}, "trace has 1000000000 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
+        ({"n_prompt": 6}, "trace has a prompt of 6 tokens; allowed: 0 to 5"),
+        ({"sentences": [(0, 1)]}, f"trace: sentence (0, 1); allowed: {SENTENCE}"),
+        ({"sentences": [(0, 5, 5, 0, 0.0, 0)]}, f"trace: sentence (0, 5, 5, 0, 0.0, 0); allowed: {SENTENCE}"),
+        (
+            {"sentences": [(0, 2, 2, 0, 0.0, 0), (2, 3, 3, 0, 0.0, 0)]},
+            f"trace: sentence (2, 3, 3, 0, 0.0, 0); allowed: {SENTENCE}",
+        ),
+        ({"sentences": [(0, 1, 1, 0, np.nan, 0)]}, f"trace: sentence (0, 1, 1, 0, nan, 0); allowed: {SENTENCE}"),
+        ({"alphas": {5: 1.0}}, "trace: α 1.0 of position 5; allowed: finite numbers, positions below 5"),
+        ({"alphas": {0: np.inf}}, "trace: α inf of position 0; allowed: finite numbers, positions below 5"),
+        ({"bytes": [(6, 1)]}, "trace: 1 bytes at step 6; allowed: from 0, steps from 0 to 5"),
+    ],
+)
+def test_errors_of_what_a_file_may_bring(change, message, tmp_path):
+    replace(Trace([0] * 5, list("abcde"), 1, 1, 2, "full"), **change).save(tmp_path / "trace.npz")
+    fails(message, viz.kept, Trace.load(tmp_path / "trace.npz"))
+
+
+def test_a_method_that_cannot_be_written_is_replaced(tmp_path):
+    page = viz.kept(Trace([0], ["a"], 1, 1, 1, "full\ud800"))
+    page.save(tmp_path / "page.html")
+    assert "full?" in page.title and "full?" in repr(page) and "full?" in page._repr_html_()
+
+
 def test_errors_of_traces_without_text():
     fails("trace has no tokens; allowed: at least one", viz.kept, Trace([], [], 0, 1, 1, "full"))
     fails("trace has 2 tokens, but 1 texts", viz.survival, Trace([1, 2], ["a"], 1, 1, 1, "full"), 0)
@@ -659,6 +698,21 @@ def test_budgets_as_methods_write_them():
         methods = {"rkv:mix=0.07": skipkv.RKV(budget, mix=0.07), "custom:score=len": skipkv.Custom(len, budget=budget)}
         for name, method in methods.items():
             assert curves.split_budget(str(method)) == (name, float(np.mean(budget)))
+
+
+def test_curves_where_all_values_are_the_most_or_none_is_finite():
+    runs = [outcome("full", 3), outcome("rkv:budget=64", 3), outcome("rkv:budget=32", 3)]
+    runs = [replace(run, low=1.0, high=1.0, right=run.n) for run in runs]
+    assert ">99<" in viz.curve(runs).svg and ">100<" in viz.curve(runs).svg and ">101<" not in viz.curve(runs).svg
+    half = fidelity("rkv:budget=64", (1.0, float("nan"), 2.0))
+    assert list(drawn(viz.curve([half, fidelity("rkv:budget=32", (1.0, 0.5, 2.0))]))) == ["s0"]
+    fails("results have no finite kl; allowed: at least one", viz.curve, [half])
+
+
+def test_long_names_end_inside_of_the_picture():
+    name = "custom:score=" + "x" * 200
+    picture = viz.curve([outcome(f"{name},budget=8", 3)])
+    assert f">{name[:89]}…</text>" in picture.svg and name in picture.html
 
 
 def test_errors_of_curves(tmp_path):

@@ -174,6 +174,7 @@ def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
     vectors, metadata = load_vectors(path)
     assert all(np.array_equal(vectors[layer], found.vectors[layer]) for layer in (1, 2))
     assert metadata["model"] == "tiny" and json.loads(metadata["counts"]) == found.counts
+    assert main(["steer", "show", "tiny"]) == 0 and "layer 3: norm" in capsys.readouterr().out
     assert main(["steer", "show", str(path)]) == 0
     shown = capsys.readouterr().out
     assert (

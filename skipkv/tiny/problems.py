@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -239,7 +238,11 @@ def tokenizer() -> Any:
 
 
 if __name__ == "__main__":
-    # python -m skipkv.tiny.problems COUNT SEED: JSON lines
-    count, seed = sys.argv[1:]
-    for drawn in draw(int(count), seed):
+    import argparse
+
+    ap = argparse.ArgumentParser(prog="python -m skipkv.tiny.problems", description="Problems as JSON lines.")
+    ap.add_argument("count", type=int)
+    ap.add_argument("seed", help="the stream's name: held-out, choose, calibration, …")
+    args = ap.parse_args()
+    for drawn in draw(args.count, args.seed):
         print(json.dumps(drawn))

@@ -20,6 +20,7 @@ from skipkv.viz.page import Picture, asset, fill
 
 WIDTH, HEIGHT = 760, 400  # of the drawing without its legend, in CSS pixels
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 40, 52
+NAME = 90  # characters of a name that fit beside the legend's lines
 DODGE = 5  # pixels between the intervals of different series at one budget
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "4 4", "1 5")
 MARKERS = (
@@ -146,7 +147,7 @@ def _series(results: Sequence[Any], axis: Axis, x: str) -> dict[str, list[Point]
         name, budget = split_budget(r.run)
         where = budget if x == "budget" else r.peak_bytes * MEMORY.scale
         value, low, high = (v * axis.scale for v in axis.read(r))
-        if math.isfinite(value):
+        if math.isfinite(value + low + high):
             found.setdefault(name, []).append(Point(where, value, low, high, r))
     return {name: sorted(points, key=lambda p: p.x or 0.0) for name, points in found.items()}
 
@@ -179,7 +180,8 @@ def _draw(series: dict[str, list[Point]], axis: Axis, x: str, title: str) -> str
     low, high = min(p.low for p in points), max(p.high for p in points)
     ticks = _ticks(min(low, 0.0) if low < 0.4 * high else low, high)
     if axis.most is not None and ticks[-1] > axis.most:
-        ticks = [t for t in ticks if t <= axis.most]
+        gap, ticks = ticks[1] - ticks[0], [t for t in ticks if t <= axis.most]
+        ticks = ticks if len(ticks) > 1 else [ticks[0] - gap, *ticks]
     bottom, top = min(ticks[0], low), max(ticks[-1], high)
 
     def at_x(value: float) -> float:
@@ -214,7 +216,8 @@ def _draw(series: dict[str, list[Point]], axis: Axis, x: str, title: str) -> str
         out.append(
             f'<g class="{_kind(i)}"><path class="line" {_dash(i)} d="M{LEFT} {y}h36"/>{_marker(i, LEFT + 18, y)}</g>'
         )
-        out.append(f'<text x="{LEFT + 46}" y="{y + 4}">{html.escape(name)}</text>')
+        short = name if len(name) <= NAME else name[: NAME - 1] + "…"
+        out.append(f'<text x="{LEFT + 46}" y="{y + 4}">{html.escape(short)}</text>')
     note = "bars and bands: 95 % intervals" if any(p.low != p.high for p in points) else "no intervals recorded"
     height = HEIGHT + 20 * len(series) + 26
     out.append(f'<text x="{LEFT + 46}" y="{height - 12}" class="faint">{note}</text>')
@@ -229,7 +232,7 @@ def _kind(i: int) -> str:
 
 
 def _dash(i: int) -> str:
-    # The second seven differ from the first in dashes, so that no two of 49 are alike.
+    # The second ten differ from the first in dashes, so that no two of 70 are alike.
     dash = DASHES[(i + i // len(MARKERS)) % len(DASHES)]
     return f'stroke-dasharray="{dash}"' if dash else ""
 

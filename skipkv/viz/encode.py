@@ -8,6 +8,7 @@ A slot that is gone does not come back, so one small number a position and head 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from skipkv.errors import ConfigError
 from skipkv.trace import SCORES, Compaction, Trace
 
 Head = tuple[int, int]  # layer, KV head
+HEADS = 1 << 14  # of all layers: far more than any model has
 
 
 @dataclass
@@ -55,6 +57,25 @@ def check(trace: Trace) -> None:
         raise ConfigError("trace has no tokens; allowed: at least one")
     if len(trace.texts) != n:
         raise ConfigError(f"trace has {n} tokens, but {len(trace.texts)} texts")
+    shape = trace.n_layers, trace.n_kv_heads
+    if min(shape) < 1 or shape[0] * shape[1] > HEADS:
+        raise ConfigError(f"trace has {shape[0]} layers × {shape[1]} KV heads; allowed: from 1 to {HEADS} heads in all")
+    if not 0 <= trace.n_prompt <= n:
+        raise ConfigError(f"trace has a prompt of {trace.n_prompt} tokens; allowed: 0 to {n}")
+    end = -1
+    for s in trace.sentences:
+        if len(s) != 6 or not (end < s[0] <= s[1] < n and math.isfinite(s[4])):
+            raise ConfigError(
+                f"trace: sentence {tuple(s)}; allowed: (first, last, closed, thought, lambda, repeats) that follow "
+                f"each other, below {n}, lambda finite"
+            )
+        end = s[1]
+    for position, alpha in trace.alphas.items():
+        if not (0 <= position < n and math.isfinite(alpha)):
+            raise ConfigError(f"trace: α {alpha} of position {position}; allowed: finite numbers, positions below {n}")
+    for step, size in trace.bytes:
+        if not (0 <= step <= n and size >= 0):
+            raise ConfigError(f"trace: {size} bytes at step {step}; allowed: from 0, steps from 0 to {n}")
     for c in trace.compactions:
         if not (0 <= c.layer < trace.n_layers and 0 <= c.head < trace.n_kv_heads and 1 <= c.step <= n):
             raise ConfigError(

@@ -16,7 +16,7 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ class Page:
     html: str
     title: str
     height: int = 760
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # a lone surrogate, which a file of JSON can bring, cannot be written
+            value = getattr(self, field.name)
+            if isinstance(value, str):
+                object.__setattr__(self, field.name, value.encode("utf-8", "replace").decode())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.title!r}: {len(self.html.encode())} bytes; save(path) writes it>"

@@ -19,12 +19,11 @@ from skipkv.viz.views import kept
 
 if TYPE_CHECKING:
     from skipkv.demo import Run
-    from skipkv.methods import Method
 
 TITLE = "skipkv demo: what a compressed cache costs"
 
 
-def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, b: Trace) -> Page:
+def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, b: Trace, which: str = "") -> Page:
     """The report of one demo.
 
     Parameters
@@ -36,13 +35,19 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
         Which of the problems it is.
     a, b : Trace
         Of its text under two methods.
+    which : str
+        What all problems share.
     """
     outcomes = [replace(run.outcome, run=run.label) for run in runs]
     first = runs[0].outcome
+    model = str(a.settings.get("model", ""))
     values = {
+        "model": "The reasoning model in the box" if model == "tiny" else f"The model {html.escape(model)}",
+        "trained": ", and the model was trained with hidden slots" if model == "tiny" else "",
+        "which": html.escape(f" ({which})" if which else ""),
         "problems": f"{first.n}",
         "length": f"{first.length:.0f}",
-        "common": html.escape(_common(next(run.method for run in runs if run.method.name == "skipkv"))),
+        "common": html.escape(_common(runs)),
         "curve": curve(outcomes, title=f"Accuracy against budget, {first.n} problems").svg,
         "table": _table(runs),
         "number": f"{number}",
@@ -55,8 +60,11 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     return Page(fill(TITLE, body, ("report.js",)), TITLE, 900)
 
 
-def _common(method: Method) -> str:
-    return f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
+def _common(runs: Sequence[Run]) -> str:
+    method = next(run.method for run in runs if run.method.name == "skipkv")
+    shared = f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
+    steering = next((run.outcome.run.partition("+steer:")[2] for run in runs if run.steered), "")
+    return shared + (f"; steering: {steering}" if steering else "")
 
 
 def _frame(trace: Trace, number: int) -> str:
