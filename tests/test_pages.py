@@ -724,7 +724,7 @@ def test_the_report_tells_the_runs(browser, tmp_path, told):
     text = " ".join(main.evaluate("document.querySelector('.report').innerText").split())
     for part in (
         "The reasoning model in the box on 3 held-out problems (2-3 steps), the same",
-        "word for word, and the model was trained with hidden slots, so",
+        "rewarded by construction, and the model was trained with hidden slots, to live with an evicting cache.",
         f"Answer: {problem['answer']}",
         f"Problem {number}, as the full",
         "interval=32",
@@ -742,7 +742,7 @@ def test_a_report_says_only_of_the_model_in_the_box_how_it_was_trained(browser, 
     main, *_ = show_report(browser, report(runs[:-1], problems[number], number, a, b), tmp_path)
     text = " ".join(main.evaluate("document.querySelector('.report').innerText").split())
     assert "The model my <b>model</b> on 3 held-out problems, the same" in text
-    assert "word for word, so dropping" in text and "steering:" not in text
+    assert "rewarded by construction." in text and "trained" not in text and "steering:" not in text
 
 
 def test_the_sliders_of_a_report_move_together(browser, tmp_path, told, trace, other):

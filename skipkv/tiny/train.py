@@ -3,8 +3,8 @@
 problems, never repeated → batches of rows of about equal length → network, in some batches with hidden slots → loss
 on the trace
 
-Hidden slots teach the model to live with an evicting cache. Of the shipped weights they favour a method that drops
-repeated sentences; ``--hide 0`` and ``--blind`` are the controls.
+Hidden slots teach the model to live with an evicting cache. For the shipped weights mostly needless copies are hidden;
+the controls are ``--hide 0``, nothing, and ``--blind``, as much whatever it is.
 """
 
 from __future__ import annotations
