@@ -243,6 +243,9 @@ def test_the_cache_in_slots_where_no_page_was_recorded(model):
     cache = decode(viz.kept(trace))[0]["traces"][0]["cache"]
     assert cache["unit"] == "slots" and cache["full"] == [[0, 0], [40, 160]]
     assert_line(cache["points"], sizes(trace, range(41)))
+    for wrong in (0, -1, "64", 1 << 99):
+        strange = trace.settings | {"page_slots": wrong, "page_bytes": 8448, "full_page_bytes": 8448}
+        assert encode.sizes([replace(trace, settings=strange)]) == [cache]
     [a, b] = encode.sizes([trace, model.replay(list(range(40)), trace=True).trace])  # one unit for two
     assert (a, b["unit"]) == (cache, "slots")
 
@@ -549,7 +552,7 @@ def test_errors_of_traces_that_do_not_fit_themselves(compactions, message):
     fails(message, viz.kept, Trace([0] * 5, list("abcde"), 1, 1, 2, "rkv:budget=8", found))
 
 
-SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each other, below 5, lambda finite"
+SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each other, below 5, all finite"
 
 
 @pytest.mark.parametrize(
@@ -565,9 +568,11 @@ SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each oth
             f"trace: sentence (2, 3, 3, 0, 0.0, 0); allowed: {SENTENCE}",
         ),
         ({"sentences": [(0, 1, 1, 0, np.nan, 0)]}, f"trace: sentence (0, 1, 1, 0, nan, 0); allowed: {SENTENCE}"),
-        ({"alphas": {5: 1.0}}, "trace: α 1.0 of position 5; allowed: finite numbers, positions below 5"),
-        ({"alphas": {0: np.inf}}, "trace: α inf of position 0; allowed: finite numbers, positions below 5"),
-        ({"bytes": [(6, 1)]}, "trace: 1 bytes at step 6; allowed: from 0, steps from 0 to 5"),
+        ({"alphas": {5: 1.0}}, "trace: (position, α) is (5, 1.0); allowed: positions below 5, finite α"),
+        ({"alphas": {0: np.inf}}, "trace: (position, α) is (0, inf); allowed: positions below 5, finite α"),
+        ({"alphas": {0: "a"}}, "trace: (position, α) is (0, 'a'); allowed: positions below 5, finite α"),
+        ({"bytes": [(6, 1)]}, "trace: (step, bytes) is (6, 1); allowed: steps from 0 to 5, bytes from 0"),
+        ({"bytes": [(5,)]}, "trace: (step, bytes) is (5,); allowed: steps from 0 to 5, bytes from 0"),
     ],
 )
 def test_errors_of_what_a_file_may_bring(change, message, tmp_path):

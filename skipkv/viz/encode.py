@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -64,24 +65,28 @@ def check(trace: Trace) -> None:
         raise ConfigError(f"trace has a prompt of {trace.n_prompt} tokens; allowed: 0 to {n}")
     end = -1
     for s in trace.sentences:
-        if len(s) != 6 or not (end < s[0] <= s[1] < n and math.isfinite(s[4])):
+        if not (_numbers(s, 6) and end < s[0] <= s[1] < n):
             raise ConfigError(
                 f"trace: sentence {tuple(s)}; allowed: (first, last, closed, thought, lambda, repeats) that follow "
-                f"each other, below {n}, lambda finite"
+                f"each other, below {n}, all finite"
             )
         end = s[1]
-    for position, alpha in trace.alphas.items():
-        if not (0 <= position < n and math.isfinite(alpha)):
-            raise ConfigError(f"trace: α {alpha} of position {position}; allowed: finite numbers, positions below {n}")
-    for step, size in trace.bytes:
-        if not (0 <= step <= n and size >= 0):
-            raise ConfigError(f"trace: {size} bytes at step {step}; allowed: from 0, steps from 0 to {n}")
+    for pair in trace.alphas.items():
+        if not (_numbers(pair, 2) and 0 <= pair[0] < n):
+            raise ConfigError(f"trace: (position, α) is {pair}; allowed: positions below {n}, finite α")
+    for pair in trace.bytes:
+        if not (_numbers(pair, 2) and 0 <= pair[0] <= n and pair[1] >= 0):
+            raise ConfigError(f"trace: (step, bytes) is {pair}; allowed: steps from 0 to {n}, bytes from 0")
     for c in trace.compactions:
         if not (0 <= c.layer < trace.n_layers and 0 <= c.head < trace.n_kv_heads and 1 <= c.step <= n):
             raise ConfigError(
                 f"trace: compaction of layer {c.layer}, head {c.head} at step {c.step}; allowed: layers below "
                 f"{trace.n_layers}, heads below {trace.n_kv_heads}, steps from 1 to {n}"
             )
+
+
+def _numbers(values: Sequence[Any], count: int) -> bool:
+    return len(values) == count and all(isinstance(v, Real) and math.isfinite(v) for v in values)
 
 
 def by_head(trace: Trace, heads: Sequence[Head]) -> list[list[Compaction]]:
@@ -184,25 +189,23 @@ def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
         ``unit``: "bytes" or "slots"; ``points``: corners (tokens fed, value) of a run's line, at a compaction the value
         before it and the one after; ``full``: the same of a cache that drops nothing.
     """
-    in_bytes = all(isinstance(t.settings.get("full_page_bytes"), int) for t in traces)
+    pages = [[t.settings.get(name) for name in ("page_slots", "page_bytes", "full_page_bytes")] for t in traces]
+    in_bytes = all(isinstance(size, int) and 0 < size < 1 << 32 for of in pages for size in of)
     found = []
-    for t in traces:
-        slots, page, full_page = 1, 1, 1
-        if in_bytes:
-            slots, page, full_page = (t.settings[name] for name in ("page_slots", "page_bytes", "full_page_bytes"))
+    for t, of in zip(traces, pages, strict=True):
+        slots, page, full_page = of if in_bytes else (1, 1, 1)
         n, heads = len(t.tokens), [(layer, head) for layer in range(t.n_layers) for head in range(t.n_kv_heads)]
         before, after = np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)  # pages of all heads
         for history in by_head(t, [] if is_virtual(t) else heads):
             held = fed = 0
             for c in [*history, None]:
                 until = c.step if c else n
-                pages = -(-(held + np.arange(until - fed + 1)) // slots)
-                before[fed + 1 : until + 1] += pages[1:]
-                after[fed:until] += pages[:-1]
+                occupied = -(-(held + np.arange(until - fed + 1)) // slots)
+                before[fed + 1 : until + 1] += occupied[1:]
+                after[fed:until] += occupied[:-1]
                 if c:
                     held, fed = len(c.kept), c.step
-                else:
-                    after[n] += pages[-1]
+            after[n] += occupied[-1]
         full = -(-np.arange(n + 1) // slots) * len(heads)
         if is_virtual(t):
             before = after = full
