@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skipkv.demo import Run
 
 TITLE = "skipkv demo: what a compressed cache costs"
+TRAINED = ", and the model was trained with hidden slots, to live with an evicting cache"
 
 
 def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, b: Trace, which: str = "") -> Page:
@@ -43,9 +44,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     model = str(a.settings.get("model", ""))
     values = {
         "model": "The reasoning model in the box" if model == "tiny" else f"The model {html.escape(model)}",
-        "trained": ", and the model was trained with hidden slots, to live with an evicting cache"
-        if model == "tiny"
-        else "",
+        "trained": TRAINED if model == "tiny" else "",
         "which": html.escape(f" ({which})" if which else ""),
         "problems": f"{first.n}",
         "length": f"{first.length:.0f}",
