@@ -339,7 +339,7 @@ skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
         failed |= s->rows[s->due[i]].failed;
         skv_row *r = s->rows + s->due[i];
         skv_row_shrink(s, r);
-        if (!skv_tracker_reserve(&r->tracker, (size_t)s->method.interval))
+        if (!skv_row_reserve_sentences(r, (size_t)s->method.interval))
             return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
     }
     clock_gettime(CLOCK_MONOTONIC, &end);

@@ -79,8 +79,7 @@ static skv_status read_tokens(skv_session *s, const skv_span *spans, size_t n_sp
     for (size_t j = 0; j < n_spans; j++) {
         skv_row *r = s->rows + spans[j].row;
         /* A decode step finds its room already there: it was made at the last point of the grid. A prompt has none before its end. */
-        if ((spans[j].n > 1 || r->n_tokens < r->n_prompt) &&
-            !skv_tracker_reserve(&r->tracker, (size_t)spans[j].n + (size_t)s->method.interval))
+        if ((spans[j].n > 1 || r->n_tokens < r->n_prompt) && !skv_row_reserve_sentences(r, (size_t)spans[j].n + (size_t)s->method.interval))
             return skv_fail(error, SKV_CAPACITY, "out of memory for the sentences of %d tokens", spans[j].n);
     }
     for (size_t j = 0; j < n_spans; j++) {

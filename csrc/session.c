@@ -260,7 +260,7 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
         const size_t ring = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads * (size_t)c->head_dim;
         memcpy(r->ring, parent->ring, ring * sizeof *r->ring);
     }
-    if (skv_tracker_copy(&r->tracker, &parent->tracker) && skv_tracker_reserve(&r->tracker, (size_t)s->method.interval) &&
+    if (skv_tracker_copy(&r->tracker, &parent->tracker) && skv_row_reserve_sentences(r, (size_t)s->method.interval) &&
         copy_steering(s, r, &parent->steering))
         return SKV_OK;
     skv_row_close(s, *row);

@@ -106,6 +106,12 @@ static inline int32_t skv_row_budget(const skv_session *session, const skv_row *
 /* Bytes of cache that such a row reserves: its worst case. */
 size_t skv_row_bytes(const skv_session *session, int32_t capacity, int32_t n_prompt);
 
+/* Room for the sentences of a row's next n tokens, of no more than it may still be fed. */
+static inline bool skv_row_reserve_sentences(skv_row *row, size_t n) {
+    const size_t left = (size_t)(row->capacity - row->n_tokens);
+    return skv_tracker_reserve(&row->tracker, n < left ? n : left);
+}
+
 /* A free row, reserved in full. SKV_CAPACITY: not now, or never. */
 skv_status skv_row_open(skv_session *session, const skv_row_options *options, int32_t *row, skv_error *error);
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from skipkv.errors import ConfigError
 from skipkv.methods import Method
-from skipkv.model import Model, log_probability
+from skipkv.model import Model, integer, log_probability
 from skipkv.steering import Steering
 
 
@@ -114,6 +114,8 @@ def compare(
         In order of ``runs``. Positions before a text's first compaction are left out, and texts without one; for a run
         that never compacted (``full``, or budgets beyond every text) all of them are counted.
     """
+    integer("resamples", resamples, 1, 1_000_000)
+    integer("seed", seed, 0)
     ids = [model.encode(text) for text in texts]
     n_prompts = [1] * len(ids) if prompts is None else list(prompts)
     if any(len(t) < 2 for t in ids):

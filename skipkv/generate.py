@@ -12,17 +12,19 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.errors import CapacityError, ConfigError
+from skipkv.errors import BackendError, CapacityError, ConfigError
 from skipkv.methods import SUMS, Method
 from skipkv.steering import Steering
 from skipkv.trace import Compaction, Trace
 
 if TYPE_CHECKING:
+    from skipkv.checkpoint import ModelConfig
     from skipkv.model import Model
 
 PAGE = 64  # slots
@@ -55,14 +57,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, kinds, low, high in (
-            ("temperature", (int, float), 0, 1000), ("top_k", (int,), 0, 2**31 - 1), ("top_p", (int, float), 0, 1),
-            ("min_p", (int, float), 0, 1), ("seed", (int,), 0, 2**64 - 1),
+            ("temperature", Real, 0, 1000), ("top_k", Integral, 0, 2**31 - 1), ("top_p", Real, 0, 1),
+            ("min_p", Real, 0, 1), ("seed", Integral, 0, 2**64 - 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (*kinds, np.integer)) or not low <= value <= high:
-                what = "integers" if kinds == (int,) else "numbers"
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+                what = "integers" if kinds is Integral else "numbers"
                 raise ConfigError(f"{name} is {value!r}; allowed: {what} from {low} to {high}")
-            object.__setattr__(self, name, int(value) if kinds == (int,) else float(value))
+            object.__setattr__(self, name, int(value) if kinds is Integral else float(value))
 
 
 @dataclass
@@ -242,6 +244,14 @@ class _Row:
     thinking: int = 0
 
 
+def check_steering(config: ModelConfig, steering: Steering) -> None:
+    """Refuse what does not fit the model."""
+    if len(steering.vector) != config.hidden:
+        raise ConfigError(f"steering vector: expected shape [{config.hidden}], found [{len(steering.vector)}]")
+    if steering.layer >= config.n_layers:
+        raise ConfigError(f"steering layer is {steering.layer}; allowed: 0 to {config.n_layers - 1}")
+
+
 def pages(session: Any, method: Method) -> dict[str, int]:
     """Slots of a page of one head, its bytes under the method, and those that a full cache takes for it."""
     size = session.ledger()["page_bytes"]
@@ -304,19 +314,12 @@ class Run:
             if len(prompt) > context:
                 raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
             if steering:
-                self._check_steering(steering)
+                check_steering(self.config, steering)
             request.method.check_prompt(len(prompt), self.reserves[i])
             if limit:
                 need = self.session.row_bytes(request.capacity(i, context), len(prompt))
                 if need > limit:
                     raise CapacityError(f"prompt {i} needs {need} bytes of cache; memory_limit is {limit}")
-
-    def _check_steering(self, steering: Steering) -> None:
-        hidden, n_layers = self.config.hidden, self.config.n_layers
-        if len(steering.vector) != hidden:
-            raise ConfigError(f"steering vector: expected shape [{hidden}], found [{len(steering.vector)}]")
-        if steering.layer >= n_layers:
-            raise ConfigError(f"steering layer is {steering.layer}; allowed: 0 to {n_layers - 1}")
 
     # -- rows
 
@@ -421,6 +424,8 @@ class Run:
         s = self.request.sampling
         sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
         chosen = self.session.sample(logits[ready], sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
+        if not np.isfinite(logits[ready, chosen]).all():
+            raise BackendError("the logits are not finite: a weight is not, or what steering adds is too large")
         for i, token in zip(ready, chosen.tolist(), strict=True):
             row = spans[i][0]
             yield self._accept(row, row.forced.popleft() if row.forced else token)

@@ -51,7 +51,7 @@ def compat_names(method: str, compat: str | Iterable[str] | None) -> tuple[str, 
     for name in _compat(compat):
         if name == "official":
             names += [*SENTENCE_COMPAT, *OFFICIAL.get(method, ())]
-        elif name in COMPAT:
+        elif isinstance(name, str) and name in COMPAT:
             names.append(name)
         else:
             raise ConfigError(f"compat is {name!r}; allowed: None, 'official' or some of {', '.join(COMPAT)}")
@@ -71,6 +71,7 @@ def _budget(value: Any) -> Any:
     whole = np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating) and bool((array == np.rint(array)).all())
     )
+    whole = whole and bool((array < 2**31).all())
     if array.ndim > 2 or array.size == 0 or not whole:
         raise ConfigError(f"budget is {value!r}; allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
     if array.ndim == 2 and array.shape[1] == 1:
@@ -86,7 +87,7 @@ def _protect(value: str) -> tuple[int, bool]:
     for part in str(value).split("+"):
         sinks = re.fullmatch(r"sinks:(\d{1,9})", part)
         if sinks:
-            first = int(sinks[1])
+            first = max(first, int(sinks[1]))
         elif part == "prompt":
             prompt = True
         elif part != "none":
@@ -132,6 +133,11 @@ class Method:
             number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
             if name != "budget" and not number:
                 raise ConfigError(f"{name} is {value!r}; allowed: a number")
+            if name != "budget" and abs(value) > 2**63:
+                low, high = PARAMETERS[name]["low"], PARAMETERS[name]["high"]
+                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {low:g} to {high:g}")
+            if name != "budget" and PARAMETERS[name]["kind"] != "f" and value == value // 1:
+                object.__setattr__(self, name, int(value))
         _skipkv.check_method(self.as_dict(None), 0)
 
     @classmethod
@@ -176,6 +182,10 @@ class Method:
 
     def with_(self, **changes: Any) -> Method:
         """A copy with some parameters changed."""
+        allowed = [*self._parameters(), "protect", "evict", "compat"]
+        unknown = [name for name in changes if name not in allowed]
+        if unknown:
+            raise ConfigError(f"{self.name} has no parameter {unknown[0]!r}; allowed: {', '.join(allowed)}")
         return replace(self, **changes)
 
     def __str__(self) -> str:
@@ -252,7 +262,10 @@ class Custom(Method):
     def __init__(self, score: Callable, needs: Sequence[str] = (), *, budget: Any, **parameters: Any) -> None:
         if not callable(score):
             raise ConfigError(f"score is {score!r}; allowed: a function")
-        unknown = [name for name in needs if name not in NEEDS] if not isinstance(needs, str) else [needs]
+        if isinstance(needs, str) or not isinstance(needs, Iterable):
+            unknown = [needs]
+        else:
+            unknown = [name for name in needs if not isinstance(name, str) or name not in NEEDS]
         if unknown:
             raise ConfigError(f"needs is {unknown[0]!r}; allowed: some of {', '.join(NEEDS)}")
         values = {f.name: f.default for f in fields(self) if f.default is not MISSING}

@@ -13,15 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 from skipkv import _skipkv, sentences
-from skipkv.checkpoint import Checkpoint, ModelConfig, open_checkpoint
-from skipkv.errors import BackendError, ConfigError
-from skipkv.generate import FORWARD_TOKENS, Event, Generation, Request, Run, Sampling, pages
+from skipkv.checkpoint import GENERATION, Checkpoint, ModelConfig, open_checkpoint
+from skipkv.errors import BackendError, CheckpointError, ConfigError
+from skipkv.generate import FORWARD_TOKENS, Event, Generation, Request, Run, Sampling, check_steering, pages
 from skipkv.methods import Method, parse_method
 from skipkv.steering import Steering
 from skipkv.tokenizer import Tokenizer
 from skipkv.trace import Compaction, Trace
 
 Prompt = str | Sequence[int] | Sequence[dict]
+TEXTS = 1 << 20  # of one run at most
 LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they are wide
 
 
@@ -60,6 +61,8 @@ def load(
     ConfigError, BackendError
         A parameter is out of range; this machine cannot run what was asked for.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(f"source is {source!r:.80}; allowed: a directory, a hub id, or tiny")
     if device != "cpu":
         known = "this version computes on the CPU only" if device == "cuda" else "allowed: cpu"
         raise BackendError(f"device is {device!r}; {known}")
@@ -72,6 +75,7 @@ def load(
             checkpoint.dtype if dtype == "auto" else dtype,
             os.environ.get("SKIPKV_CPU") or None,
         )
+        _check_eos(checkpoint)
         model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, _threads(threads))
         _bind(core, checkpoint, model.threads, progress)
         if progress:
@@ -85,10 +89,27 @@ def load(
 
 def _threads(threads: int | None) -> int:
     if threads is None:
-        return min(cpu_count(), 64)
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        raise ConfigError(f"threads is {threads!r}; allowed: integers from 1 to 1024")
+        return _may_thread(min(cpu_count(), 64))
+    return _may_thread(integer("threads", threads, 1, 1024))
+
+
+_team = {"used": False, "lost": False}  # whether OpenMP's threads have computed here; whether a fork left them behind
+os.register_at_fork(after_in_child=lambda: _team.update(lost=_team["used"]))
+
+
+def _may_thread(threads: int) -> int:
+    if threads > 1 and _team["lost"]:
+        raise BackendError("this process was forked after skipkv had computed; allowed: threads=1, or to spawn it")
+    _team["used"] |= threads > 1
     return threads
+
+
+def _check_eos(checkpoint: Checkpoint) -> None:
+    eos, vocab = checkpoint.generation.get("eos_token_id"), checkpoint.config.vocab
+    for i in eos if isinstance(eos, list) else [] if eos is None else [eos]:
+        if type(i) is not int or not 0 <= i < vocab:
+            where = f"{checkpoint.path / GENERATION}: eos_token_id is {eos!r:.80}"
+            raise CheckpointError(f"{where}; allowed: an id from 0 to {vocab - 1}, or a list of such")
 
 
 def _bind(core: _skipkv.Model, checkpoint: Checkpoint, threads: int, progress: bool) -> None:
@@ -134,7 +155,6 @@ class Model:
     tokenizer : Tokenizer
     generation : dict
         generation_config.json as it is.
-    threads : int
     """
 
     def __init__(
@@ -147,11 +167,23 @@ class Model:
         threads: int,
     ) -> None:
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
-        self.generation, self.threads = generation, threads
+        self.generation, self._n_threads = generation, threads
         self._vocabularies: dict[bool, tuple | None] = {}
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute.
+
+        Raises
+        ------
+        BackendError
+            This process was forked from one whose threads had computed: they are not here, and waiting for them would
+            never end.
+        """
+        return _may_thread(self._n_threads)
 
     @property
     def dtype(self) -> str:
@@ -350,10 +382,10 @@ class Model:
         self, prompts: Any, method: Any, steering: Any, *, stop: Any, stop_ids: Any, trace: Any, **o: Any
     ) -> Request:
         for name in ("max_new_tokens", "n", "rows"):
-            _integer(name, o[name], 1)
-        _integer("brake", o["brake"], 0)
+            integer(name, o[name], 1)
+        integer("brake", o["brake"], 0)
         if o["memory_limit"] is not None:
-            _integer("memory_limit", o["memory_limit"], 1, 1 << 62)
+            integer("memory_limit", o["memory_limit"], 1, 1 << 62)
         _one_of("cache", o["cache"], ("bf16", "f32"))
         _one_of("padding", o["padding"], ("none", "reserve"))
         _one_of("grouping", o["grouping"], (False, True))
@@ -369,8 +401,10 @@ class Model:
                 raise ConfigError(f"{name} needs a tokenizer, which this model has not")
         if stop_ids is not None:
             many = list(stop_ids) if isinstance(stop_ids, Iterable) else [stop_ids]
-            stop_ids = [_integer("stop_ids", i, 0, self.config.vocab - 1) for i in many]
+            stop_ids = [integer("stop_ids", i, 0, self.config.vocab - 1) for i in many]
         encoded = self._prompts(prompts)
+        if len(encoded) * o["n"] > TEXTS:
+            raise ConfigError(f"{len(encoded)} prompts with n={o['n']}; allowed: up to {TEXTS} texts")
         one = steering is None or isinstance(steering, Steering) or not isinstance(steering, Iterable)
         per_prompt = [steering] * len(encoded) if one else list(steering)
         if len(per_prompt) != len(encoded) or any(s is not None and not isinstance(s, Steering) for s in per_prompt):
@@ -394,13 +428,13 @@ class Model:
         )  # fmt: skip
 
     def _ids(self, tokens: Prompt) -> np.ndarray:
-        ids = np.asarray(self.encode(tokens), np.int64)
+        ids = self.encode(tokens)
         if not len(ids) or len(ids) > self.config.context:
             raise ConfigError(f"text has {len(ids)} tokens; allowed: 1 to the context of {self.config.context}")
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab)]
-        if len(wrong):
+        wrong = [t for t in ids if not 0 <= t < self.config.vocab]
+        if wrong:
             raise ConfigError(f"text holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
-        return ids.astype(np.int32)
+        return np.array(ids, np.int32)
 
     def _feed(
         self,
@@ -459,9 +493,10 @@ class Model:
         float32 [len(layers), n, hidden]
         """
         ids = self._ids(tokens)
-        wanted = np.array([_integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
-        chosen = range(len(ids)) if positions is None else positions
-        where = np.array([_integer("positions", p, 0, len(ids) - 1) for p in chosen], np.int64)
+        layers = layers if isinstance(layers, Iterable) else [layers]
+        wanted = np.array([integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
+        chosen = range(len(ids)) if positions is None else positions if isinstance(positions, Iterable) else [positions]
+        where = np.array([integer("positions", p, 0, len(ids) - 1) for p in chosen], np.int64)
         session = self._session(len(ids), parse_method(None), cache)
         row = session.open(len(ids))
         out = np.empty((len(wanted), len(where), self.config.hidden), np.float32)
@@ -508,11 +543,13 @@ class Model:
         Replay
         """
         ids = self._ids(tokens)
-        _integer("n_prompt", n_prompt, 1, len(ids))
+        integer("n_prompt", n_prompt, 1, len(ids))
         _one_of("trace", trace, (False, True, "scores"))
         if steering is not None and not isinstance(steering, Steering):
             raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
-        prompt, sample = (_integer("sequence", i, 0) for i in sequence)
+        if steering is not None:
+            check_steering(self.config, steering)
+        prompt, sample = pair("sequence", sequence)
         method = parse_method(method)
         session = self._session(len(ids), method, cache, {False: 0, True: 1, "scores": 2}[trace], LOGIT_TOKENS)
         row = session.open(
@@ -571,10 +608,18 @@ def _is_chat(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
-def _integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+def integer(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """The value as an int; ConfigError outside of low … high."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}; allowed: integers from {low} to {high}")
+        raise ConfigError(f"{name} is {value!r:.80}; allowed: integers from {low} to {high}")
     return int(value)
+
+
+def pair(name: str, value: Any, high: int = 2**31 - 1) -> tuple[int, int]:
+    """Two integers from 0 to high."""
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ConfigError(f"{name} is {value!r:.80}; allowed: two integers from 0")
+    return integer(name, value[0], 0, high), integer(name, value[1], 0, high)
 
 
 def _one_of(name: str, value: Any, allowed: Sequence) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from skipkv import _skipkv
 from skipkv.errors import ConfigError
-from skipkv.methods import CLASSES, Method, parse_method
+from skipkv.methods import CLASSES, Method, compat_names, parse_method
+from skipkv.model import integer, pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,8 @@ class Selection:
 def _floats(name: str, value: Any, shape: str) -> np.ndarray:
     """value as float32, of as many axes as ``shape`` names, the last as long as it says."""
     try:
+        if np.iscomplexobj(value):
+            raise TypeError
         array = np.ascontiguousarray(value, np.float32)
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected numbers [{shape}], found {type(value).__name__}") from None
@@ -41,7 +44,25 @@ def _floats(name: str, value: Any, shape: str) -> np.ndarray:
     last = wanted[-1]
     if array.ndim != len(wanted) or (last.isdigit() and array.shape[-1] != int(last)):
         raise ConfigError(f"{name}: expected [{shape}], found shape {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{name}: expected finite numbers, found others")
     return array
+
+
+def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray:
+    """int32 [n_kv, n_slots]."""
+    if value is None:
+        value = np.arange(n_slots)
+    try:
+        where = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        where = np.zeros((0, 0, 0))
+    if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
+        raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
+    within = np.issubdtype(where.dtype, np.integer) and where.min(initial=0) >= 0 and where.max(initial=0) < 1 << 30
+    if not within or (ordered and (where[..., 1:] <= where[..., :-1]).any()):
+        raise ConfigError(f"positions: expected integers from 0 to {(1 << 30) - 1}, ascending; found others")
+    return np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
 
 
 def _stack(arrays: list[np.ndarray]) -> Any:
@@ -116,13 +137,14 @@ def select(
         raise ConfigError(f"budget: expected a number or [{n_kv}], found shape {list(np.shape(budget))}")
     if isinstance(budget, tuple) and np.ndim(budget) == 1:  # one layer: an array is over its heads
         chosen = chosen.with_(budget=(budget,))
-    where = np.arange(n_slots) if positions is None else np.asarray(positions)
-    if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
-        raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
-    where = np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
-    flagged = None if penalties is None or np.size(penalties) == 0 else _floats("penalties", penalties, "n, 3")
+    where = _positions(positions, n_kv, n_slots, "score-order" not in compat_names(chosen.name, chosen.compat))
+    flagged = None if penalties is None or len(penalties) == 0 else _floats("penalties", penalties, "n, 3")
+    if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > 1 << 24):
+        raise ConfigError(f"penalties: expected positions from 0 to {1 << 24}, found others")
+    integer("prompt", prompt, 0, 1 << 30)
     found = _skipkv.select(
         chosen.as_dict((1, n_kv)), keys, _floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
-        None if sums is None else _floats("sums", sums, "n_kv_heads, L"), prompt, tuple(map(int, sequence)), layer,
+        None if sums is None else _floats("sums", sums, "n_kv_heads, L"), prompt, pair("sequence", sequence, 2**63 - 1),
+        integer("layer", layer, 0),
     )  # fmt: skip
     return Selection(*map(_stack, found))

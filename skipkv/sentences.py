@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -243,4 +244,6 @@ def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str]
         vectors = np.asarray(vectors, np.float32)
     except (TypeError, ValueError):
         raise ConfigError(f"vectors: expected numbers [n, D], found {type(vectors).__name__}") from None
+    if isinstance(tau, bool) or not isinstance(tau, Real) or tau != tau:
+        raise ConfigError(f"tau is {tau!r}; allowed: a number")
     return _skipkv.flag_repeats(vectors, float(tau), compat_bits("full", compat))

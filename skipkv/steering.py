@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from skipkv.checkpoint import Tensor, _map_file
 from skipkv.errors import CheckpointError, ConfigError
 
+FLOAT_MAX = float(np.finfo(np.float32).max)
 SCOPES = ("think", "generation", "all")
 
 
@@ -49,7 +51,13 @@ class Steering:
     scope: str = "think"
 
     def __post_init__(self) -> None:
-        vector = np.ascontiguousarray(self.vector, np.float32)
+        try:
+            if np.iscomplexobj(self.vector):
+                raise TypeError
+            vector = np.array(self.vector, np.float32)  # a copy: the caller's may change
+        except (TypeError, ValueError):
+            found = type(self.vector).__name__
+            raise ConfigError(f"steering vector: expected finite numbers [hidden], found {found}") from None
         if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
             raise ConfigError(f"steering vector: expected finite numbers [hidden], found shape {list(vector.shape)}")
         vector.setflags(write=False)
@@ -58,7 +66,7 @@ class Steering:
             raise ConfigError(f"layer is {self.layer!r}; allowed: integers from 0")
         for name in ("alpha", "gamma", "alpha_max"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= FLOAT_MAX:
                 raise ConfigError(f"{name} is {value!r}; allowed: finite numbers")
         if self.scope not in SCOPES:
             raise ConfigError(f"scope is {self.scope!r}; allowed: {', '.join(SCOPES)}")
@@ -131,7 +139,8 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
         vectors = {}
         for name, tensor in tensors.items():
             layer = name.removeprefix("layer.")
-            if layer == name or not layer.isdigit() or tensor.dtype != "F32" or len(tensor.shape) != 1:
+            number = layer != name and re.fullmatch(r"[0-9]{1,9}", layer)
+            if not number or tensor.dtype != "F32" or len(tensor.shape) != 1:
                 found = f"{name!r} {tensor.dtype} {list(tensor.shape)}"
                 raise CheckpointError(f"{path}: expected tensors layer.N of F32 [hidden], found {found}")
             vectors[int(layer)] = _values(mapped, tensor)
@@ -154,6 +163,8 @@ def parse_steering(text: str) -> Steering:
         key, equals, value = part.partition("=")
         if not equals or key not in ("layer", "alpha", "gamma", "alpha_max", "scope"):
             raise ConfigError(f"steering {part!r}; allowed: layer=, alpha=, gamma=, alpha_max=, scope=")
+        if key in values:
+            raise ConfigError(f"steering {key} is given twice")
         try:
             values[key] = value if key == "scope" else int(value) if key == "layer" else float(value)
         except ValueError:

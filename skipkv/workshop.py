@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.model import Model
+from skipkv.model import Model, integer
 from skipkv.sentences import blank_lines, thinking
 from skipkv.steering import load_vectors, save_vectors
 
@@ -249,17 +250,18 @@ def import_released(path: str | Path, layer: int, out: str, negate: bool = True)
 
 
 def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int], int]]:
-    from skipkv.compare import read_texts
+    from skipkv.compare import json_lines, read_texts
 
     if args.traces:
         return list(zip(*read_texts(model, args.traces, args.tokens, args.limit), strict=True))
     prompts: list[Any] = []
-    for number, line in enumerate(Path(args.problems).read_text(encoding="utf-8").splitlines()[: args.limit], 1):
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"limit is {args.limit}; allowed: integers from 1")
+    for number, value in islice(json_lines(args.problems), args.limit):
         try:
-            value = json.loads(line)
             text = value.get("prompt")
             prompts.append(text if text else [{"role": "user", "content": args.template.format(value["problem"])}])
-        except (ValueError, KeyError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             raise ConfigError(
                 f"{args.problems}: line {number}: expected an object with a prompt or a problem"
             ) from None
@@ -277,6 +279,8 @@ def _extract(args: argparse.Namespace) -> int:
         layers = range(model.config.n_layers) if args.layers == "all" else [int(x) for x in args.layers.split(",")]
     except ValueError:
         raise ConfigError(f"layers is {args.layers!r}; allowed: integers separated by commas, or all") from None
+    for layer in layers:
+        integer("layer", layer, 0, model.config.n_layers - 1)
     found = extract(model, _calibration(model, args), layers, progress=not args.quiet)
     found.save(args.out, model.name)
     if not args.quiet:
