@@ -128,15 +128,13 @@ class Method:
         object.__setattr__(self, "compat", "official" if named == ("official",) else named or None)
         if not isinstance(self.evict, bool):
             raise ConfigError(f"evict is {self.evict!r}; allowed: True, False")
-        for name in self._parameters():
-            value = getattr(self, name)
-            number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-            if name != "budget" and not number:
+        for name in [name for name in self._parameters() if name != "budget"]:
+            value, p = getattr(self, name), PARAMETERS[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
                 raise ConfigError(f"{name} is {value!r}; allowed: a number")
-            if name != "budget" and abs(value) > 2**63:
-                low, high = PARAMETERS[name]["low"], PARAMETERS[name]["high"]
-                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {low:g} to {high:g}")
-            if name != "budget" and PARAMETERS[name]["kind"] != "f" and value == value // 1:
+            if abs(value) > 2**63:  # more than the core can be asked about
+                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {p['low']:g} to {p['high']:g}")
+            if p["kind"] != "f" and value == value // 1:
                 object.__setattr__(self, name, int(value))
         _skipkv.check_method(self.as_dict(None), 0)
 

@@ -475,16 +475,21 @@ class Model:
         return out
 
     def hidden(
-        self, tokens: Prompt, layers: Sequence[int], *, positions: Sequence[int] | None = None, cache: str = "f32"
+        self,
+        tokens: Prompt,
+        layers: int | Sequence[int],
+        *,
+        positions: int | Sequence[int] | None = None,
+        cache: str = "f32",
     ) -> np.ndarray:
         """Hidden states of a text.
 
         Parameters
         ----------
         tokens : text, ids or messages
-        layers : sequence of int
+        layers : int or sequence of int
             ℓ: the residual stream entering block ℓ; n_layers: after the final norm.
-        positions : sequence of int, optional
+        positions : int or sequence of int, optional
             Which tokens' states; all by default.
         cache : "f32" or "bf16"
 

@@ -138,7 +138,8 @@ def select(
     if isinstance(budget, tuple) and np.ndim(budget) == 1:  # one layer: an array is over its heads
         chosen = chosen.with_(budget=(budget,))
     where = _positions(positions, n_kv, n_slots, "score-order" not in compat_names(chosen.name, chosen.compat))
-    flagged = None if penalties is None or len(penalties) == 0 else _floats("penalties", penalties, "n, 3")
+    none = penalties is None or np.array(penalties, object).size == 0
+    flagged = None if none else _floats("penalties", penalties, "n, 3")
     if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > 1 << 24):
         raise ConfigError(f"penalties: expected positions from 0 to {1 << 24}, found others")
     integer("prompt", prompt, 0, 1 << 30)

@@ -36,6 +36,8 @@ REFUSED = [
     (lambda m: selected(positions=np.arange(40.0)), "positions: expected integers from 0"),
     (lambda m: selected(positions=[[1], [2, 3]]), r"positions: expected \[40\]"),
     (lambda m: selected(penalties=[[0, 2**31 - 1, 1]]), "penalties: expected positions from 0"),
+    (lambda m: selected(penalties=5), "penalties: expected "),
+    (lambda m: selected(penalties=[[1, 2, 3], [4]]), "penalties: expected "),
     (lambda m: selected(keys=NAN), "keys: expected finite numbers"),
     (lambda m: selected(keys=KEYS * 1j), "keys: expected numbers"),
     (lambda m: select("rkv:budget=16", KEYS, QUERIES, foo=1), "rkv has no parameter 'foo'"),
