@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from skipkv.trace import Trace
@@ -39,7 +38,6 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     which : str
         What all problems share.
     """
-    outcomes = [replace(run.outcome, run=run.label) for run in runs]
     first = runs[0].outcome
     model = str(a.settings.get("model", ""))
     values = {
@@ -49,7 +47,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
         "problems": f"{first.n}",
         "length": f"{first.length:.0f}",
         "common": html.escape(_common(runs)),
-        "curve": curve(outcomes, title=f"Accuracy against budget, {first.n} problems").svg,
+        "curve": curve(runs, title=f"Accuracy against budget, {first.n} problems").inline(),
         "table": _table(runs),
         "number": f"{number}",
         "prompt": html.escape(problem["prompt"]),
