@@ -228,7 +228,7 @@ def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figu
             shift = (placed.index(key) - (len(placed) - 1) / 2) * DODGE if key in placed else 0.0
             _draw_series(axes, of, shift, {
                 "label": name, "color": colours[f"s{i}"], "marker": MARKERS[i], "markeredgecolor": colours["paper"],
-                "linestyle": DASHES[(variant + 2 * around) % len(DASHES)], "markeredgewidth": 0.7,
+                "linestyle": DASHES[(variant + around) % len(DASHES)], "markeredgewidth": 0.7,
             })  # fmt: skip
         _scale_x(axes, np.unique(points[np.isfinite(points[:, 0]), 0]) if placed or x != "budget" else np.ones(1), x)
         _scale_y(axes, points[:, 2].min(), points[:, 3].max(), 100.0 if label.endswith("%") else math.inf)

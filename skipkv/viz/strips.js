@@ -59,9 +59,8 @@ class Strips {
 
   addAxis() {
     const { n } = this.data, strip = this.add("axis", "position", "of " + number(n), "Axis: position, and tokens fed");
-    const width = strip.clientWidth, rough = n / Math.max(2, width / 90), power = 10 ** Math.floor(Math.log10(Math.max(1, rough)));
-    const gap = power * [1, 2, 5, 10].find((k) => k * power >= rough);
-    for (let p = 0; p <= n; p += gap) strip.append(make("span", { textContent: (1 - p / n) * width > 24 ? number(p) : "", style: `left: ${percent(p, n)}` }));
+    const rough = Math.max(1, n / 8), power = 10 ** Math.floor(Math.log10(rough)), gap = power * [1, 2, 5, 10].find((k) => k * power >= rough);
+    for (let p = 0; p <= n; p += gap) strip.append(make("span", { textContent: p < 0.94 * n ? number(p) : "", style: `left: ${percent(p, n)}` }));
   }
 
   setStep(step) {
