@@ -274,5 +274,7 @@ def _draw_series(axes: Axes, points: np.ndarray, shift: float, look: dict[str, A
     if not level.all():
         x, y, low, high = points[~level].T
         moved = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-        bars = np.stack([y - low, high - y]) if (low != high).any() else None
-        axes.errorbar(x, y, bars, elinewidth=1.1, transform=moved, **look)
+        axes.plot(x, y, transform=moved, **look)
+        if (low != high).any():  # around the middle, as a bootstrap's interval need not hold the mean
+            bars = {"ecolor": look["color"], "elinewidth": 1.1, "label": "_" + look["label"], "transform": moved}
+            axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", **bars)

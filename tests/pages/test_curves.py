@@ -15,21 +15,17 @@ from skipkv import ConfigError, viz
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def lines_of(picture):
+    """Name of each series → its line, a level one or one through points."""
+    return {line.get_label(): line for line in picture.figure.axes[0].lines if line.get_label()[0] != "_"}
+
+
 def drawn(picture):
-    """Name of each series → its points [n, 2], and the ends of its intervals [n, 2] or None."""
-    found = {}
-    for container in picture.figure.axes[0].containers:
-        line, _, bars = container.lines
-        ends = np.array(bars[0].get_segments())[:, :, 1] if bars else None
-        found[container.get_label()] = line.get_xydata(), ends
-    return found
-
-
-def levels(picture):
-    """Name of each level line → where it is."""
-    axes = picture.figure.axes[0]
-    inside = [part for container in axes.containers for part in (container.lines[0], *container.lines[1])]
-    return {line.get_label(): line.get_ydata()[0] for line in axes.lines if line not in inside}
+    """Name of each series with budgets → its points [n, 2], and the ends of its intervals [n, 2] or None."""
+    bars = {c.get_label()[1:]: c.lines[2][0].get_segments() for c in picture.figure.axes[0].containers}
+    ends = {name: np.array(segments)[:, :, 1] for name, segments in bars.items()}
+    points = {name: line.get_xydata() for name, line in lines_of(picture).items() if [*line.get_xdata()] != [0, 1]}
+    return {name: (of, ends.get(name)) for name, of in points.items()}
 
 
 def texts(picture):
@@ -42,7 +38,7 @@ def test_a_curve_of_outcomes():
     points, ends = drawn(picture)["rkv"]
     np.testing.assert_allclose(points, [[64, 20], [128, 50], [256, 80]])
     np.testing.assert_allclose(ends, [[15, 24], [45, 54], [75, 84]])
-    assert levels(picture) == {"full": pytest.approx(90)}
+    assert lines_of(picture)["full"].get_ydata() == pytest.approx([90, 90])
     band = picture.figure.axes[0].patches[0].get_window_extent()
     line = picture.figure.axes[0].transData.transform([(64, 85), (64, 94)])[:, 1]
     np.testing.assert_allclose([band.y0, band.y1], line)
@@ -68,8 +64,7 @@ def test_names_say_what_differs():
     picture = viz.curve([*runs, outcome("snapkv:budget=64", 3), outcome(skipkv.Custom(len, budget=64), 3)])
     names = ["rkv (mix=0.1)", "rkv (mix=0.07)", "rkv (mix=0.1) + steering", "snapkv", "custom (score=len)"]
     assert list(drawn(picture)) == names
-    line = {c.get_label(): c.lines[0] for c in picture.figure.axes[0].containers}
-    plain, steered = line["rkv (mix=0.1)"], line["rkv (mix=0.1) + steering"]
+    plain, steered = (lines_of(picture)[name] for name in ("rkv (mix=0.1)", "rkv (mix=0.1) + steering"))
     assert plain.get_color() == steered.get_color() and plain.get_marker() == steered.get_marker()
     assert plain.get_linestyle() != steered.get_linestyle()
     two = [outcome(LONG.format(64), 3), outcome("rkv:budget=64+steer:layer=3,alpha=2", 3)]
@@ -78,19 +73,20 @@ def test_names_say_what_differs():
 
 def test_curves_tell_series_apart_without_colour():
     picture = viz.curve([outcome(f"rkv:budget=64,interval={i}", 5) for i in range(16, 40)])
-    lines = [container.lines[0] for container in picture.figure.axes[0].containers]
+    lines = lines_of(picture).values()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines) == 24
     assert len({to_hex(line.get_color()) for line in lines}) == 10
 
 
 def test_a_curve_of_fidelities_and_other_axes():
     runs = [
-        fidelity("full", (0.0, 0.0, 0.0)), fidelity("rkv:budget=64", (0.2, 0.1, 0.3)),
+        fidelity("full", (0.0, 0.0, 0.0)), fidelity("rkv:budget=64", (0.4, 0.1, 0.3)),  # the mean may be outside
         fidelity("rkv:budget=32", (float("nan"),) * 3),
     ]  # fmt: skip
     picture = viz.curve(runs)
     points, ends = drawn(picture)["rkv"]
-    assert points.tolist() == [[64, 0.2]] and ends.tolist() == [[0.1, 0.3]]
+    assert points.tolist() == [[64, 0.4]]
+    np.testing.assert_allclose(ends, [[0.1, 0.3]])
     assert "KL divergence from the full cache, nats a token" in texts(picture)
     assert len(drawn(viz.curve(runs, "same", x="peak_bytes"))["rkv"][0]) == 2
     assert "no intervals recorded" in texts(viz.curve([outcome("rkv:budget=64", 1)], "length"))
@@ -126,7 +122,7 @@ def named(name):
 
 def test_long_and_hostile_names():
     long = "x" * 200
-    [name] = drawn(viz.curve([named(long)]))
+    [name] = lines_of(viz.curve([named(long)]))
     assert name == f"custom (score={long}"[:89] + "…" and name in texts(viz.curve([named(long)]))
     hostile = "</svg><script>&\"'$\\frac$\ud800\0\n"
     picture = viz.curve([named(hostile)], title=f"<b>{hostile}")
