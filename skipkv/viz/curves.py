@@ -83,13 +83,7 @@ class Picture:
         return file.getvalue().decode()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture as what the name ends in: ``.png``, ``.pdf`` or ``.svg``.
-
-        Raises
-        ------
-        ConfigError
-            The name ends otherwise.
-        """
+        """Write the picture as what the name ends in: .png, .pdf or .svg; anything else is a `ConfigError`."""
         suffix = Path(path).suffix.lower()
         if suffix not in FORMATS:
             raise ConfigError(f"path is {str(path)!r}; allowed: names that end in {', '.join(FORMATS)}")
@@ -123,16 +117,11 @@ def curve(
         As `skipkv.demo.evaluate`, `skipkv.demo.demo` and `skipkv.compare.compare` give them. A run without a budget
         (``full``) is drawn as a level line with its interval as a band.
     y : str, optional
-        For outcomes ``"accuracy"`` (default), ``"length"``, ``"peak_bytes"`` or ``"flagged"``; for fidelities ``"kl"``
-        (default), ``"nll"``, ``"delta_nll"``, ``"same"``, ``"peak_bytes"`` or ``"flagged"``. Intervals are drawn where
-        the results have them: 95 %, of accuracy by Wilson, of kl, the nlls and same by bootstrap over texts.
+        For outcomes and runs accuracy (default), length, peak_bytes or flagged; for fidelities kl (default), nll,
+        delta_nll, same, peak_bytes or flagged. Intervals (95 %) are drawn where the results have them: of accuracy by
+        Wilson, of kl, the nlls and same by bootstrap over texts.
     x : "budget" or "peak_bytes"
         Slots a head (the mean where heads differ), or the most cache bytes.
-    title : str, optional
-
-    Returns
-    -------
-    Picture
 
     Raises
     ------
@@ -230,7 +219,7 @@ def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figu
                 "label": name, "color": colours[f"s{i}"], "marker": MARKERS[i], "markeredgecolor": colours["paper"],
                 "linestyle": DASHES[(variant + around) % len(DASHES)], "markeredgewidth": 0.7,
             })  # fmt: skip
-        _scale_x(axes, np.unique(points[np.isfinite(points[:, 0]), 0]) if placed or x != "budget" else np.ones(1), x)
+        _scale_x(axes, np.unique(points[np.isfinite(points[:, 0]), 0]), x)
         _scale_y(axes, points[:, 2].min(), points[:, 3].max(), 100.0 if label.endswith("%") else math.inf)
         note = "bars and bands: 95 % intervals" if (points[:, 2] != points[:, 3]).any() else "no intervals recorded"
         legend = figure.legend(loc="outside lower left", ncols=columns, title=note, alignment="left", handlelength=3.2)
@@ -242,6 +231,7 @@ def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figu
 
 def _scale_x(axes: Axes, xs: np.ndarray, x: str) -> None:
     """Logarithmic from a factor of 4 on; a tick at every budget as long as they are few."""
+    xs = xs if len(xs) else np.ones(1)
     logarithmic = 0 < 4 * xs[0] <= xs[-1]
     at = np.log2(xs) if logarithmic else xs
     limits = at[[0, -1]] + np.array([-1, 1]) * (0.08 * (at[-1] - at[0]) or 1.0)

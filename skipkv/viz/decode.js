@@ -4,7 +4,7 @@
 //   ages [heads, n] → ends [heads, n]: the frame in which a slot is gone, `never` if none
 //
 // Frame 0 is before the first compaction, frame f after the one at steps[f - 1]. A head holds position p in frame f
-// if p < fed[f] and ends > f. No DOM here: tests run this file by itself.
+// if p < fed[f] and ends > f.
 
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 

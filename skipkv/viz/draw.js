@@ -19,9 +19,13 @@ function introduce(title, text, run) {
   byId("about").replaceChildren(text, make("small", { textContent: run }));
 }
 
-// Shows the page's data; its view is there for whoever looks from outside.
+// Shows the page's data, again when the theme changes; the view is there for whoever looks from outside.
 function start(View) {
-  const show = (data) => (window.view = new View(data));
+  const show = (data) => {
+    window.view = new View(data);
+    view.draw();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.draw());
+  };
   unpack(byId("data").textContent).then(show, (error) => (byId("about").textContent = "This browser cannot read the page's data: " + error));
 }
 
@@ -41,12 +45,6 @@ function amount(value, unit) {
 function rgb(name) {
   const hex = getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-}
-
-// Calls `draw` now and when the theme changes.
-function drawAlways(draw) {
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
 
 // Draws rows of columns, each for some positions: colourOf(from, to, row) is [red, green, blue], or null for none.

@@ -24,10 +24,12 @@ Head = tuple[int, int]  # layer, KV head
 HEADS = 1 << 14  # of all layers: far more than any model has
 
 
-def is_virtual(trace: Trace) -> bool:
-    """Whether the run dropped nothing and the kept sets are what the method would have kept."""
+def about(trace: Trace) -> tuple[str, bool]:
+    """The method's name; whether the run dropped nothing and the kept sets are what the method would have kept."""
     method = trace.method
-    return not method.evict if isinstance(method, Method) else "evict=False" in re.split("[:,]", method)
+    if isinstance(method, Method):
+        return method.name, not method.evict
+    return method.partition(":")[0], "evict=False" in re.split("[:,]", method)
 
 
 def check(trace: Trace) -> None:
@@ -67,7 +69,7 @@ def _numbers(values: Sequence[Any], count: int) -> bool:
 def history(trace: Trace, heads: Sequence[Head]) -> Iterator[tuple[int, Compaction, np.ndarray]]:
     """Each head's compactions in order of step: (its place, compaction, positions of the slots held before)."""
     rows = {head: row for row, head in enumerate(heads)}
-    slots, fed, last = np.zeros(0, np.int64), 0, -1
+    last = -1
     for c in sorted(trace.compactions, key=lambda c: (c.layer, c.head, c.step)):
         row = rows.get((c.layer, c.head), -1)
         if row >= 0:
@@ -78,63 +80,39 @@ def history(trace: Trace, heads: Sequence[Head]) -> Iterator[tuple[int, Compacti
 
 
 def ages(trace: Trace, heads: Sequence[Head], steps: Sequence[int]) -> np.ndarray:
-    """When each head gave up each position.
+    """When each head gave up each position: uint8 or uint16 [n_heads, n]; 0: never, a: by the a-th step that it met.
 
-    Parameters
-    ----------
-    trace : Trace
-    heads : sequence of (layer, KV head)
-    steps : sequence of int
-        Ascending; those of the trace and maybe more.
-
-    Returns
-    -------
-    uint8 or uint16 [n_heads, n]
-        0: never; a ≥ 1: by the a-th of ``steps`` that position p met.
-
-    Raises
-    ------
-    ConfigError
-        A kept set is no subset of what was held before.
+    Steps are ascending, those of the trace and maybe more. A kept set that is no subset of what was held before is a
+    ConfigError.
     """
-    n, grid = len(trace.tokens), np.asarray(steps, np.int64)
-    met = np.searchsorted(grid, np.arange(n), side="right")  # steps before each position
+    n = len(trace.tokens)
+    met = np.searchsorted(steps, np.arange(n), side="right")  # steps before each position
     # 255 and 65535 are left for "never" when the ages become frames.
-    out = np.zeros((len(heads), n), np.uint8 if len(grid) < 255 else np.uint16)
-    mark = np.zeros(n, bool)
+    out = np.zeros((len(heads), n), np.uint8 if len(steps) < 255 else np.uint16)
     for row, c, held in history(trace, heads):
-        inside = c.kept[(c.kept >= 0) & (c.kept < n)]
-        mark[inside] = True
-        stays = mark[held]
-        mark[inside] = False
+        stays = np.isin(held, c.kept)
         if np.count_nonzero(stays) != len(c.kept):
             wrong = np.setdiff1d(c.kept, held)
             what = f"keeps position {wrong[0]}, which was not held" if len(wrong) else "keeps a position twice"
             raise ConfigError(f"trace: layer {c.layer}, head {c.head} at step {c.step} {what}")
         gone = held[~stays]
-        out[row, gone] = np.searchsorted(grid, c.step) + 1 - met[gone]
+        out[row, gone] = np.searchsorted(steps, c.step) + 1 - met[gone]
     return out
 
 
-def scores(trace: Trace, heads: Sequence[Head], steps: Sequence[int], bits: int) -> tuple[list[str], list[np.ndarray]]:
-    """The recorded scores, quantised. Candidates are in order of position, whatever order a method left them in.
+def scores(trace: Trace, heads: Sequence[Head], steps: Sequence[int], bits: int) -> tuple[list[str], dict[str, Any]]:
+    """The names of the recorded scores (none: no arrays either), and the scores quantised, compaction by compaction.
 
-    Returns
-    -------
-    names : list of str
-        Of ``importance``, ``redundancy``, ``penalty``, ``score``; none, and no arrays, where none are recorded.
-    index : int32 [3 n_scored]
-        Of each scored compaction: frame, head (its place among those chosen), candidates: the oldest slots held before.
-    bounds : float32 [2 n_scored n_names]
-        Lowest and highest finite value of each name.
-    codes : uint16 or uint8 [sum of n_names × candidates]
-        Compaction by compaction, name by name: 0 … top − 1 between the bounds; top: not finite.
+    index, int32 [3 n_scored]: frame, head (its place among those chosen), candidates: the oldest slots held before
+    bounds, float32 [2 n_scored n_names]: lowest and highest finite value of each name
+    codes, uint16 or uint8 [sum of n_names × candidates]: 0 … top − 1 between the bounds, top: not finite; name by name,
+        in order of position, whatever order a method left the slots in
     """
     inside = set(heads)
     scored = [c for c in trace.compactions if c.scores and (c.layer, c.head) in inside]
     names = [name for name in SCORES if scored and all(name in c.scores for c in scored)]
     if not names:
-        return [], []
+        return [], {}
     top = (1 << bits) - 1
     index, bounds, codes = [], [], []
     for row, c, slots in history(trace, heads):
@@ -150,19 +128,15 @@ def scores(trace: Trace, heads: Sequence[Head], steps: Sequence[int], bits: int)
             bounds.append(np.concatenate([low, high], axis=1).ravel())
             codes.append(np.where(finite, code, top).ravel())
     kind = np.uint8 if bits == 8 else np.uint16
-    return names, [
-        np.array(index, np.int32).ravel(), np.concatenate(bounds).astype(np.float32), np.concatenate(codes).astype(kind)
-    ]  # fmt: skip
+    codes, bounds = np.concatenate(codes).astype(kind), np.concatenate(bounds).astype(np.float32)
+    return names, {"index": np.array(index, np.int32).ravel(), "bounds": bounds, "codes": codes}
 
 
 def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
     """The caches over tokens fed: bytes of their pages where all traces say how large those are, else slots.
 
-    Returns
-    -------
-    list of dict
-        ``unit``: "bytes" or "slots"; ``points``: corners (tokens fed, value) of a run's line, at a compaction the value
-        before it and the one after; ``full``: the same of a cache that drops nothing.
+    Of each the ``unit`` ("bytes" or "slots"), the ``points``: corners (tokens fed, value) of its line, at a compaction
+    the value before it and the one after, and ``full``: the same of a cache that drops nothing.
     """
     pages = [[t.settings.get(name) for name in ("page_slots", "page_bytes", "full_page_bytes")] for t in traces]
     in_bytes = all(isinstance(size, int) and 0 < size < 1 << 32 for of in pages for size in of)
@@ -172,20 +146,13 @@ def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
         heads = list(np.ndindex(t.n_layers, t.n_kv_heads))
         fed = np.arange(len(t.tokens) + 1)
         full = -(-fed // slots) * len(heads)
-        dropped: list[dict[int, int]] = [{} for _ in heads]
-        for row, c, held in history(t, [] if is_virtual(t) else heads):
-            dropped[row][c.step] = len(held) - len(c.kept)
-        before, after = np.zeros_like(fed), np.zeros_like(fed)  # pages of all heads
-        for of_head in dropped:
-            lost = np.zeros_like(fed)
-            lost[list(of_head)] = list(of_head.values())
-            held = fed - np.cumsum(lost)
-            before += -(-(held + lost) // slots)
-            after += -(-held // slots)
-        found.append({
-            "unit": "bytes" if in_bytes else "slots", "points": _corners(before * page, after * page),
-            "full": _corners(full * full_page, full * full_page),
-        })  # fmt: skip
+        dropped = np.zeros((len(heads), len(fed)), np.int32)
+        for row, c, held in history(t, [] if about(t)[1] else heads):
+            dropped[row, c.step] = len(held) - len(c.kept)
+        held = fed - dropped.cumsum(axis=1, dtype=np.int32)
+        before, after = (-(-slots_held // slots).sum(axis=0) for slots_held in (held + dropped, held))
+        lines = {"points": _corners(before * page, after * page), "full": _corners(full * full_page, full * full_page)}
+        found.append({"unit": "bytes" if in_bytes else "slots", **lines})
     return found
 
 

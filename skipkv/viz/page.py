@@ -30,9 +30,7 @@ class Page:
 
     Attributes
     ----------
-    html : str
-        The whole page.
-    title : str
+    html, title : str
     height : int
         Of the frame in a notebook, in CSS pixels.
     """

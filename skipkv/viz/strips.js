@@ -25,8 +25,7 @@ class Strips {
     });
     this.addCache();
     this.addAxis();
-    this.now = make("div", { className: "now", hidden: true });
-    this.mark = make("div", { className: "mark", hidden: true });
+    [this.now, this.mark] = ["now", "mark"].map((className) => make("div", { className, hidden: true }));
     place.append(this.now, this.mark);
   }
 

@@ -21,8 +21,7 @@ class SurvivalView {
     legend("A token is", [["prompt", "held: prompt"], ["work", "held: execution"], ["check", "held: re-checking"], ["k0", "dropped"], ["later", "not written yet"]]);
     this.strips = new Strips(byId("strips"), data, null);
     this.tip = byId("tip");
-    const maps = header.heads.map((head, h) => this.addMap(head, h));
-    drawAlways(() => maps.forEach((map) => this.drawMap(map)));
+    this.maps = header.heads.map((head, h) => this.addMap(head, h));
   }
 
   addMap(head, h) {
@@ -43,8 +42,7 @@ class SurvivalView {
       const box = canvas.getBoundingClientRect();
       this.tell(map, Math.floor(((event.clientX - box.left) / box.width) * n), Math.floor(((event.clientY - box.top) / box.height) * frames), event.clientX, event.clientY);
     });
-    canvas.addEventListener("pointerleave", leave);
-    canvas.addEventListener("blur", leave);
+    for (const name of ["pointerleave", "blur"]) canvas.addEventListener(name, leave);
     canvas.addEventListener("keydown", (event) => this.key(event, map, leave));
     return map;
   }
@@ -76,14 +74,15 @@ class SurvivalView {
     placeTip(this.tip, x ?? box.left + (box.width * (p + 0.5)) / n, y ?? box.top + (box.height * (frame + 0.5)) / frames);
   }
 
-  drawMap({ h, canvas }) {
-    const { kinds, data: { n, frames, fed } } = this, ends = this.run.ends.subarray(h * n, (h + 1) * n);
+  draw() {
+    const { kinds, run, data: { n, frames, fed } } = this;
     const colours = ["ink", "work", "check", "k0"].map(rgb), paper = rgb("paper");
-    drawColumns(canvas, n, frames, (from, to, f) => {
-      const shares = [0, 0, 0, 0], written = Math.min(to, fed[f]) - from;
-      for (let p = from; p < from + written; p++) shares[ends[p] > f ? kinds[p] : 3] += 1 / written;
-      return written > 0 ? [0, 1, 2].map((k) => shares.reduce((sum, share, i) => sum + share * colours[i][k], 0)) : paper;
-    });
+    for (const { h, canvas } of this.maps)
+      drawColumns(canvas, n, frames, (from, to, f) => {
+        const shares = [0, 0, 0, 0], written = Math.min(to, fed[f]) - from;
+        for (let p = from; p < from + written; p++) shares[run.ends[h * n + p] > f ? kinds[p] : 3] += 1 / written;
+        return written > 0 ? [0, 1, 2].map((k) => shares.reduce((sum, share, i) => sum + share * colours[i][k], 0)) : paper;
+      });
   }
 }
 

@@ -27,13 +27,14 @@ class TextView {
     this.writeHead();
     this.writeText();
     this.watch();
-    this.strips = new Strips(byId("strips"), data, (p) => this.goTo(p));
+    this.strips = new Strips(byId("strips"), data, (p) => {
+      this.spans[p].scrollIntoView({ block: "center" });
+      this.inspect(p, true);
+    });
     this.frame = data.header.start;
-    byId("frame").max = data.frames - 1;
-    byId("frame").value = this.frame;
-    byId("frame").disabled = byId("play").disabled = data.frames === 1;
+    Object.assign(byId("frame"), { max: data.frames - 1, value: this.frame, disabled: data.frames === 1 });
+    byId("play").disabled = data.frames === 1;
     this.choose();
-    drawAlways(() => this.paintStrip());
     this.listen();
   }
 
@@ -56,7 +57,6 @@ class TextView {
     if (header.left_out) notes.push(`Scores were recorded but are left out: with them this page would exceed ${header.left_out / 1e6} MB. Choose fewer layers or heads when making it.`);
     if (header.texts.some((text) => text.includes("\ufffd"))) notes.push("A dotted � is a token that holds only a part of a character.");
     byId("note").textContent = notes.join(" ");
-    byId("note").hidden = !notes.length;
   }
 
   writeText() {
@@ -146,11 +146,11 @@ class TextView {
     this.writeState();
     if (this.at != null && !this.tip.node.hidden) this.inspect(this.at, false);
     this.strips.setStep(fed[frame]);
-    this.paintStrip();
+    this.draw();
   }
 
   // The strip's column: the mean level of its positions, or the difference that most of them show.
-  paintStrip() {
+  draw() {
     const colours = CLASSES.map(rgb), { data, codes } = this;
     drawColumns(this.strips.held, data.n, 1, (from, to) => {
       const seen = codes.subarray(from, Math.min(to, data.fed[this.frame]));
@@ -163,8 +163,8 @@ class TextView {
 
   writeState() {
     const { data, frame, chosen, held } = this, fed = data.fed[frame], total = data.frames - 1, of = chosen.length;
-    const where = !total ? `nothing was compacted, ${number(fed)} tokens fed`
-      : frame ? `after compaction ${frame} of ${total}, ${number(fed)} tokens fed` : `before the first of ${total} compactions, ${number(fed)} tokens fed`;
+    const when = !total ? "nothing was compacted" : frame ? `after compaction ${frame} of ${total}` : `before the first of ${total} compactions`;
+    const where = `${when}, ${number(fed)} tokens fed`;
     const sums = held.map((list) => list.reduce((sum, c) => sum + c, 0));
     const slots = fed * of, share = (x) => (slots ? Math.round((100 * x) / slots) : 0) + " %", part = (name, x) => `${name} ${number(x)} (${share(x)})`;
     let what;
@@ -179,12 +179,6 @@ class TextView {
     }
     byId("state").textContent = where[0].toUpperCase() + where.slice(1) + ": " + what + ".";
     byId("frame").setAttribute("aria-valuetext", where);
-  }
-
-  // Scrolls the text to a position and tells about it.
-  goTo(position) {
-    this.spans[position].scrollIntoView({ block: "center" });
-    this.inspect(position, true);
   }
 
   inspect(position, speak) {
@@ -204,14 +198,10 @@ class TextView {
 
   listen() {
     const main = byId("text"), slider = byId("frame");
-    let due = 0;
-    slider.addEventListener("input", () => {
-      cancelAnimationFrame(due);
-      due = requestAnimationFrame(() => this.moveTo(Number(slider.value)));
-    });
-    // Inside a report the pages beside this one follow, and this one follows them.
+    slider.addEventListener("input", () => this.setFrame(Number(slider.value)));
     addEventListener("message", ({ source, data }) => {
-      if (source === parent && source !== window && data && Number.isInteger(data.skipkvStep)) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length);
+      const follow = source === parent && source !== window && Number.isInteger(data?.skipkvStep);
+      if (follow) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length, false);
     });
     for (const id of ["layer", "head", "show"]) byId(id).addEventListener("change", () => this.choose());
     let pointer = "";
@@ -223,15 +213,14 @@ class TextView {
       this.focus(event.target.at);
       this.tip.show(event.target.at, this, event.clientX, event.clientY);
     });
-    main.addEventListener("pointerleave", () => this.leave());
+    for (const name of ["pointerleave", "blur"]) main.addEventListener(name, () => this.leave());
     main.addEventListener("scroll", () => this.scrolled());
-    main.addEventListener("blur", () => this.leave());
     main.addEventListener("keydown", (event) => this.key(event));
     byId("play").addEventListener("click", () => this.play());
   }
 
   leave() {
-    this.tip.hide();
+    this.tip.node.hidden = true;
     this.focus(null);
   }
 
@@ -239,7 +228,7 @@ class TextView {
   scrolled() {
     const area = byId("text").getBoundingClientRect(), box = this.at != null && this.spans[this.at].getBoundingClientRect();
     if (this.pinned && box && box.bottom > area.top && box.top < area.bottom) this.inspect(this.at, false);
-    else this.tip.hide();
+    else this.tip.node.hidden = true;
   }
 
   key(event) {
@@ -258,15 +247,11 @@ class TextView {
     this.inspect(this.last, true);
   }
 
-  moveTo(frame) {
-    this.setFrame(frame);
-    if (parent !== window) parent.postMessage({ skipkvStep: frame && this.data.header.steps[frame - 1] }, "*");
-  }
-
-  setFrame(frame) {
-    this.frame = frame;
-    byId("frame").value = frame;
+  // `tell`: to the report around this page, which moves the pages beside it.
+  setFrame(frame, tell = true) {
+    this.frame = byId("frame").value = frame;
     this.paint();
+    if (tell && parent !== window) parent.postMessage({ skipkvStep: frame && this.data.header.steps[frame - 1] }, "*");
   }
 
   play() {
@@ -277,8 +262,8 @@ class TextView {
     };
     if (this.timer) return stop();
     Object.assign(button, { textContent: "⏸", ariaLabel: "Stop" });
-    if (this.frame === total - 1) this.moveTo(0);
-    this.timer = setInterval(() => (this.frame < total - 1 ? this.moveTo(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
+    if (this.frame === total - 1) this.setFrame(0);
+    this.timer = setInterval(() => (this.frame < total - 1 ? this.setFrame(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
   }
 }
 

@@ -4,6 +4,7 @@ class Tip {
   constructor(data) {
     this.data = data;
     this.node = byId("tip");
+    this.prefix = data.runs.map((_, i) => (data.runs.length > 1 ? "ab"[i] + ": " : ""));
   }
 
   // view: {frame, chosen: indices of heads}
@@ -15,7 +16,7 @@ class Tip {
     runs.forEach((run, i) => this.aboutSentence(position, run, i, add));
     if (position >= data.fed[view.frame]) add("not written yet");
     else {
-      runs.forEach((run, i) => add(this.prefix(i) + this.aboutHeld(position, run, view)));
+      runs.forEach((run, i) => add(this.prefix[i] + this.aboutHeld(position, run, view)));
       if (data.header.layers.length * data.header.heads.length > 1) lines.push(this.matrix(position, view));
       if (view.chosen.length === 1) runs.forEach((run, i) => this.aboutScores(position, run, i, view, lines));
       else if (view.frame && runs.some((run) => run.scores)) add("choose one layer and one head to see its scores", "faint");
@@ -25,19 +26,11 @@ class Tip {
     return lines.map((line) => line.textContent).filter(Boolean).join("; ");
   }
 
-  hide() {
-    this.node.hidden = true;
-  }
-
-  prefix(i) {
-    return this.data.runs.length > 1 ? "ab"[i] + ": " : "";
-  }
-
   aboutSentence(position, run, i, add) {
     const s = run.blocks.find((s) => s.last >= position), alpha = run.alphas.get(position);
     if (i === 0) add(s.number ? `sentence ${s.number}, ${s.thought ? "re-checking" : "execution"}${s.repeats ? ", repeats an earlier one" : ""}` : "sentence not finished");
-    if (s.number) add(this.prefix(i) + (s.lambda > 0 ? `λ ${s.lambda.toFixed(3)} by the end: a later sentence repeats it` : "λ 0: not repeated later"));
-    if (alpha !== undefined) add(this.prefix(i) + `steered, α ${alpha.toFixed(2)}`);
+    if (s.number) add(this.prefix[i] + (s.lambda > 0 ? `λ ${s.lambda.toFixed(3)} by the end: a later sentence repeats it` : "λ 0: not repeated later"));
+    if (alpha !== undefined) add(this.prefix[i] + `steered, α ${alpha.toFixed(2)}`);
   }
 
   aboutHeld(position, run, { frame, chosen }) {
@@ -63,7 +56,7 @@ class Tip {
   aboutScores(position, run, i, { frame, chosen: [head] }, lines) {
     const { data } = this;
     if (!run.scores || frame === 0) return;
-    const say = (text) => lines.push(make("div", { textContent: this.prefix(i) + text, className: "faint" }));
+    const say = (text) => lines.push(make("div", { textContent: this.prefix[i] + text, className: "faint" }));
     if (!run.scores.has(frame + "," + head)) return say("this head was not compacted at this step");
     const found = scoresAt(data, run, head, frame, position);
     if (!found) return say(run.ends[head * data.n + position] < frame ? "no score: it was gone before" : "no score: among the newest, kept outright");
@@ -72,7 +65,7 @@ class Tip {
     const figure = (x) => (Number.isNaN(x) ? "not finite" : x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toFixed(5));
     for (const name of ["importance", "redundancy", "penalty", "score"]) if (name in found) row(name, figure(found[name]));
     if (found.rank) row("rank", `${found.rank} of ${found.size} candidates`);
-    if (this.prefix(i)) say("scores");
+    if (this.prefix[i]) say("scores");
     lines.push(table);
   }
 }

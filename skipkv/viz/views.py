@@ -6,6 +6,7 @@ Trace, chosen heads → header and arrays (encode) → pack → template of the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 from skipkv.errors import ConfigError
 from skipkv.model import integer
@@ -60,10 +61,6 @@ def compare(a: Trace, b: Trace, step: int | None = None, layers: Choice = None, 
     step, layers, heads
         As for `kept`.
 
-    Returns
-    -------
-    Page
-
     Raises
     ------
     ConfigError
@@ -94,10 +91,6 @@ def survival(trace: Trace, layer: int, heads: Choice = None) -> Page:
     heads : int or sequence of int, optional
         All by default.
 
-    Returns
-    -------
-    Page
-
     Raises
     ------
     ConfigError
@@ -115,17 +108,14 @@ def _text_page(view: str, traces: Sequence[Trace], chosen: Chosen, step: int | N
     steps, n = header["steps"], len(traces[0].tokens)
     # The last frame at or before a step; frame f ≥ 1 is after the compaction at steps[f − 1].
     header["start"] = len(steps) if step is None else sum(s <= integer("step", step, 0, n) for s in steps)
-    heads = _pairs(chosen)
+    heads = list(product(*chosen))
     scored = [c.scores for t in traces for c in t.compactions if c.scores and (c.layer, c.head) in set(heads)]
     recorded = sum(len(values) for scores in scored for values in scores.values())
     for bits in (16, 8) if recorded else ():
         if recorded * bits > 64 * LIMIT:  # they never deflate to less than an eighth
             continue
-        names, more = [], {}
-        for i, trace in enumerate(traces):
-            found, of_trace = encode.scores(trace, heads, steps, bits)
-            names.append(found)
-            more |= {f"{what}{i}": array for what, array in zip(("index", "bounds", "codes"), of_trace, strict=False)}
+        names, parts = zip(*(encode.scores(trace, heads, steps, bits) for trace in traces), strict=True)
+        more = {f"{name}{i}": array for i, part in enumerate(parts) for name, array in part.items()}
         page = _fill(title, header | {"scores": names, "bits": bits}, arrays | more)
         if len(page.html) <= LIMIT:
             return page
@@ -136,12 +126,12 @@ def _text_page(view: str, traces: Sequence[Trace], chosen: Chosen, step: int | N
 
 def _describe(view: str, traces: Sequence[Trace], chosen: Chosen) -> tuple[dict, dict]:
     """Header and arrays of a page, scores aside."""
-    first, steps = traces[0], sorted({int(s) for t in traces for s in t.steps})
+    one, steps = traces[0], sorted({int(s) for t in traces for s in t.steps})
     header = {
-        "view": view, "texts": first.texts, "n_prompt": first.n_prompt, "layers": chosen[0], "heads": chosen[1],
-        "n_layers": first.n_layers, "n_kv_heads": first.n_kv_heads, "steps": steps,
+        "view": view, "texts": one.texts, "n_prompt": one.n_prompt, "layers": chosen[0], "heads": chosen[1],
+        "n_layers": one.n_layers, "n_kv_heads": one.n_kv_heads, "steps": steps,
         "traces": [
-            {"method": str(t.method), "model": str(t.settings.get("model", "")), "virtual": encode.is_virtual(t),
+            {"method": str(t.method), "model": str(t.settings.get("model", "")), "virtual": encode.about(t)[1],
              "sentences": [
                  [int(first), int(last), int(thought), round(float(similarity), 4), int(repeats)]
                  for first, last, _, thought, similarity, repeats in t.sentences
@@ -151,7 +141,7 @@ def _describe(view: str, traces: Sequence[Trace], chosen: Chosen) -> tuple[dict,
             for t, size in zip(traces, encode.sizes(traces), strict=True)
         ],
     }  # fmt: skip
-    return header, {f"ages{i}": encode.ages(t, _pairs(chosen), steps).ravel() for i, t in enumerate(traces)}
+    return header, {f"ages{i}": encode.ages(t, list(product(*chosen)), steps).ravel() for i, t in enumerate(traces)}
 
 
 def _fill(title: str, header: dict, arrays: dict) -> Page:
@@ -162,10 +152,6 @@ def _fill(title: str, header: dict, arrays: dict) -> Page:
 def _choose(trace: Trace, layers: Choice, heads: Choice) -> Chosen:
     """The layers and KV heads that a page holds."""
     return _some("layers", layers, trace.n_layers), _some("heads", heads, trace.n_kv_heads)
-
-
-def _pairs(chosen: Chosen) -> list[encode.Head]:
-    return [(layer, head) for layer in chosen[0] for head in chosen[1]]
 
 
 def _some(name: str, value: Choice, n: int) -> list[int]:

@@ -94,6 +94,7 @@ def test_the_strip_has_the_colours_of_the_text(browser, trace, other):
         frame, strips = show(browser, page), []
         for scheme in ("light", "dark"):
             frame.page.emulate_media(color_scheme=scheme)
+            frame.evaluate("new Promise(requestAnimationFrame)")  # before which the page hears of it
             [strip] = frame.locator(".strip.held").evaluate(CELLS)
             assert strip == [background for _, background, _ in look(frame)["tokens"]]
             strips.append(set(strip))
