@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 VARIANTS = {
-    "kernels_avx2.c": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.c": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "kernels_avx2.c": ["-mavx2", "-mfma"],
+    "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
 }
 X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZE = os.environ.get("SKIPKV_SANITIZE") == "1"

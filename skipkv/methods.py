@@ -20,15 +20,14 @@ TABLE, PARAMETERS = _skipkv.methods()
 CLASS_NAMES = {"full": "Full", "streaming": "Streaming", "h2o": "H2O", "h2o-last": "H2OLast", "snapkv": "SnapKV",
                "rkv": "RKV", "skipkv": "SkipKV", "random": "Random"}  # fmt: skip
 
-# Bits of csrc/policies.h: what a method needs of the forward, what it gives to the trace.
-QUERIES, SUMS, SENTENCES, IMPORTANCE, REDUNDANCY, CALLER, SHARED, COMPACTS = (1 << i for i in range(8))
-NEEDS = {"queries": QUERIES, "sums": SUMS, "penalties": SENTENCES, "importance": IMPORTANCE | QUERIES,
-         "redundancy": REDUNDANCY}  # fmt: skip
+# Bits of csrc/policies.h: what a method is and needs, and what a custom score may ask for.
+BITS: dict[str, int] = _skipkv.constants()["needs"]
+SUMS, SHARED, COMPACTS = BITS["sums"], BITS["shared"], BITS["compacts"]
+NEEDS = {"queries": BITS["queries"], "sums": SUMS, "penalties": BITS["penalty"], "importance": BITS["importance"],
+         "redundancy": BITS["redundancy"]}  # fmt: skip
 
-# Deviations of the released code, in the order of csrc/policies.h.
-COMPAT = {name: 1 << i for i, name in enumerate(
-    ("pairs", "lost-heads", "score-order", "latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere",
-     "thoughts-on-grid", "steer-prompt-end"))}  # fmt: skip
+# Deviations of the released code.
+COMPAT: dict[str, int] = _skipkv.constants()["compat"]
 SENTENCE_COMPAT = ("latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere", "thoughts-on-grid",
                    "steer-prompt-end")  # fmt: skip
 # What "official" means for each method: SkipKV's code for itself; the baselines' code leaves slots in order of score.

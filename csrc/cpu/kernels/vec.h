@@ -1,6 +1,7 @@
-/* A vector of VW floats with the same few operations in every CPU variant, so that each kernel is written once (kernels.inc.h).
- * The including file selects the variant with SKV_AVX512, SKV_AVX2 or neither (plain C). Fused multiply-add where the CPU has it;
- * plain C multiplies and adds, so results agree bit for bit within one variant, not between variants. */
+/* A vector of VW floats with the same few operations in every CPU variant, so that each kernel is written once
+ * (kernels.inc.h). The including file selects the variant with SKV_AVX512, SKV_AVX2 or neither (plain C). Fused
+ * multiply-add where the CPU has it; plain C multiplies and adds, so results agree bit for bit within one variant, not
+ * between variants. */
 #ifndef SKV_VEC_H
 #define SKV_VEC_H
 
@@ -127,8 +128,8 @@ INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
 INLINE float v_first(vf a) { return a[0]; }
 #endif
 
-/* v_halves(half, a, b) sorts the lanes of two vectors that hold sums still to be added over 2·half lanes: lane i of each such group goes
- * to `first`, lane i + half, its partner, to `second`. */
+/* v_halves(half, a, b) sorts the lanes of two vectors that hold sums still to be added over 2·half lanes: lane i of
+ * each such group goes to `first`, lane i + half, its partner, to `second`. */
 INLINE vf v_fold(const int half, vf a, vf b) {
     vf first, second;
     v_halves(half, a, b, &first, &second);

@@ -1,4 +1,5 @@
-/* Kernels of the scores, included after kernels.inc.h: products of many rows with sixteen keys, and sums of softmaxes. */
+/* Kernels of the scores, included after kernels.inc.h: products of many rows with sixteen keys, and sums of softmaxes.
+ */
 
 enum { N_VECTORS = SKV_COLUMNS / VW, TILE_ROWS = 12 / N_VECTORS < 8 ? 12 / N_VECTORS : 8 };
 
@@ -10,7 +11,8 @@ INLINE void products_tile(const int T, const float *panel, const float *const *r
         UNROLL for (int v = 0; v < N_VECTORS; v++) column[v] = v_load(panel + k * SKV_COLUMNS + (size_t)v * VW);
         UNROLL for (int t = 0; t < T; t++) {
             const vf broadcast = v_set(rows[t][k]);
-            UNROLL for (int v = 0; v < N_VECTORS; v++) acc[t * N_VECTORS + v] = v_fma(broadcast, column[v], acc[t * N_VECTORS + v]);
+            UNROLL for (int v = 0; v < N_VECTORS; v++) acc[t * N_VECTORS + v] =
+                v_fma(broadcast, column[v], acc[t * N_VECTORS + v]);
         }
     }
     UNROLL for (int i = 0; i < T * N_VECTORS; i++) v_store(out + (size_t)i * VW, acc[i]);
