@@ -25,8 +25,13 @@ const skv_policy skv_policies[] = {
     {"h2o-last", "H2O as in SkipKV's repository: the last query's attention, one kept set for all heads",
      "budget interval tau", SKV_COMPACTS | SKV_SHARED, SKV_NEWEST_WINDOW, .window = 1, .kernel = 1,
      .weights = {[SKV_IMPORTANCE] = {1}}},
+    {"tova", "TOVA: the last query's attention, mean of all query heads, one kept set for all heads",
+     "budget interval tau", SKV_COMPACTS | SKV_SHARED | SKV_QUERY_HEADS, SKV_NEWEST_WINDOW, .window = 1, .kernel = 1,
+     .weights = {[SKV_IMPORTANCE] = {1}}},
     {"snapkv", "SnapKV: attention of the window's queries, pooled", "budget interval window kernel tau", SKV_COMPACTS,
      SKV_NEWEST_WINDOW, .weights = {[SKV_IMPORTANCE] = {1}}},
+    {"knorm", "the shortest keys stay (L2 norm)", "budget interval window tau", SKV_COMPACTS, SKV_NEWEST_WINDOW,
+     .weights = {[SKV_KEY_NORM] = {-1}}},
     {"rkv", "R-KV: importance against redundancy of the keys", "budget interval window mix kernel tau", SKV_COMPACTS,
      SKV_NEWEST_WINDOW, .weights = {[SKV_IMPORTANCE] = {0, 1}, [SKV_REDUNDANCY] = {-1, 1}}},
     {"skipkv", "SkipKV: R-KV's score less a penalty on sentences that a later one repeats",
@@ -34,11 +39,15 @@ const skv_policy skv_policies[] = {
      .weights = {[SKV_IMPORTANCE] = {0, 1}, [SKV_REDUNDANCY] = {-1, 1}, [SKV_PENALTY] = {-1}}},
     {"random", "uniform noise: the control", "budget interval window seed tau", SKV_COMPACTS, SKV_NEWEST_WINDOW,
      .weights = {[SKV_NOISE] = {1}}},
+    {"blend", "a weighted sum of terms",
+     "budget position sums importance redundancy penalty noise key_norm interval window kernel seed tau", SKV_COMPACTS,
+     SKV_NEWEST_WINDOW, .weights = {{0}}},
     {"custom", "the caller's own score", "budget interval window tau", SKV_COMPACTS | SKV_CUSTOM, SKV_NEWEST_WINDOW,
      .weights = {{0}}},
     {0},
 };
 
+#define WEIGHT(name, term) {name, 'f', false, -1e6, 1e6, 0, "weight of the term " name, FIELD(weights[term]), true}
 #define FIELD(field) offsetof(skv_method, field)
 const skv_parameter skv_parameters[] = {
     {"budget", 'i', true, 1, SKV_MAX_BUDGET, 0, "slots that a KV head keeps after a compaction", 0, false},
@@ -51,6 +60,13 @@ const skv_parameter skv_parameters[] = {
     {"tau", 'f', false, -1, 2, 0.95, "similarity above which a later sentence repeats an earlier one", FIELD(tau),
      true},
     {"seed", 'i', false, 0, 9007199254740991.0, 0, "of the noise", FIELD(seed), true},
+    WEIGHT("position", SKV_POSITION),
+    WEIGHT("sums", SKV_SUMS),
+    WEIGHT("importance", SKV_IMPORTANCE),
+    WEIGHT("redundancy", SKV_REDUNDANCY),
+    WEIGHT("penalty", SKV_PENALTY),
+    WEIGHT("noise", SKV_NOISE),
+    WEIGHT("key_norm", SKV_KEY_NORM),
     {0},
 };
 
@@ -143,6 +159,8 @@ skv_status skv_method_check(const skv_method *m, size_t n_budgets, size_t n_kv_h
     if (!(flags & SKV_COMPACTS)) return SKV_OK;
     if (m->by_layer && (flags & SKV_SHARED))
         return skv_fail(error, SKV_CONFIG, "allocate is layer; allowed: head, as %s keeps one set for all heads", name);
+    if (!(flags & SKV_CUSTOM) && !(skv_method_needs(m) & ((1 << SKV_N_TERMS) - 1)))
+        return skv_fail(error, SKV_CONFIG, "%s weighs no term; allowed: at least one weight that is not 0", name);
     for (size_t i = 0; i < n_budgets; i++) {
         const int32_t budget = m->budgets[i], newest = skv_method_newest(m, budget);
         if (budget < 1 || budget > SKV_MAX_BUDGET)
