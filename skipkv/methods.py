@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skipkv import _skipkv
+from skipkv.checks import CONSTANTS, plain
 from skipkv.errors import ConfigError
 
 TABLE, PARAMETERS = _skipkv.methods()
@@ -25,10 +26,8 @@ QUERIES, SUMS, SENTENCES, IMPORTANCE, REDUNDANCY, CALLER, SHARED, COMPACTS = (1 
 NEEDS = {"queries": QUERIES, "sums": SUMS, "penalties": SENTENCES, "importance": IMPORTANCE | QUERIES,
          "redundancy": REDUNDANCY}  # fmt: skip
 
-# Deviations of the released code, in the order of csrc/policies.h.
-COMPAT = {name: 1 << i for i, name in enumerate(
-    ("pairs", "lost-heads", "score-order", "latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere",
-     "thoughts-on-grid", "steer-prompt-end"))}  # fmt: skip
+# Deviations of the released code, each a bit.
+COMPAT = CONSTANTS["compat"]
 SENTENCE_COMPAT = ("latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere", "thoughts-on-grid",
                    "steer-prompt-end")  # fmt: skip
 # What "official" means for each method: SkipKV's code for itself; the baselines' code leaves slots in order of score.
@@ -133,7 +132,8 @@ class Method:
             if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
                 raise ConfigError(f"{name} is {value!r}; allowed: a number")
             if abs(value) > 2**63:  # more than the core can be asked about
-                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {p['low']:g} to {p['high']:g}")
+                within = f"{plain(p['low'])} to {plain(p['high'])}"
+                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {within}")
             if p["kind"] != "f" and value == value // 1:
                 object.__setattr__(self, name, int(value))
         _skipkv.check_method(self.as_dict(None), 0)
@@ -160,9 +160,10 @@ class Method:
         if "budget" in values:
             budget = np.array(values["budget"], np.int64)
             budget = budget.reshape(-1, 1) if budget.ndim < 2 else budget
-            if budget.max() > 1 << 24 or budget.min() < 1:
-                worst = budget.max() if budget.max() > 1 << 24 else budget.min()
-                raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {1 << 24}")
+            most = CONSTANTS["max_budget"]
+            if budget.max() > most or budget.min() < 1:
+                worst = budget.max() if budget.max() > most else budget.min()
+                raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {most}")
             if shape is not None:
                 try:
                     budget = np.broadcast_to(budget, shape)
@@ -210,7 +211,7 @@ def _make(name: str) -> type[Method]:
         columns.append((parameter, kind) if required else (parameter, kind, field(default=p["default"], kw_only=True)))
         default = "" if required else f", default {p['default']}"
         odd = "odd, " if p["kind"] == "o" else ""
-        doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{p['low']:g} to {p['high']:g}{default})."]
+        doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{plain(p['low'])} to {plain(p['high'])}{default})."]
     doc += ["protect, evict, compat", "    See `skipkv.Method`."]
     made = make_dataclass(
         CLASS_NAMES[name], columns, bases=(Method,), frozen=True, namespace={"name": name, "__module__": __name__}

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from skipkv import _skipkv
+from skipkv.checks import CONSTANTS, number
 from skipkv.errors import ConfigError
+from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import compat_bits
-
-if TYPE_CHECKING:
-    from skipkv.tokenizer import Tokenizer
 
 MARKERS = ("Wait", "Alternatively", "again")
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
 DELIMITER, MARKER, PARAGRAPH, NEWLINE = 1, 2, 4, 8  # csrc/sentences.h
-WAY = 8  # longest way to write <think>, in tokens
+WAY = CONSTANTS["way"]  # longest way to write <think>, in tokens
 AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
 
 Ids = str | Collection[int]
@@ -244,6 +243,5 @@ def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str]
         vectors = np.asarray(vectors, np.float32)
     except (TypeError, ValueError):
         raise ConfigError(f"vectors: expected numbers [n, D], found {type(vectors).__name__}") from None
-    if isinstance(tau, bool) or not isinstance(tau, Real) or tau != tau:
-        raise ConfigError(f"tau is {tau!r}; allowed: a number")
-    return _skipkv.flag_repeats(vectors, float(tau), compat_bits("full", compat))
+    tau = number("tau", tau, -math.inf, math.inf, "a number")
+    return _skipkv.flag_repeats(vectors, tau, compat_bits("full", compat))

@@ -6,14 +6,70 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from skipkv.errors import Error
+from skipkv.errors import ConfigError, Error
+from skipkv.methods import Method, parse_method
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
+
+
+class Sentence(NamedTuple):
+    """One finished sentence of a row.
+
+    Attributes
+    ----------
+    first, last : int
+        Positions, both included.
+    closed : int
+        Position of the delimiter that closed it.
+    thought : int
+        1: one of re-checking, 0: of execution.
+    similarity : float
+        λ: to the later sentence that repeats it best; 0 where none does (it is not flagged).
+    repeats : int
+        1 where it repeats an earlier one, else 0.
+    """
+
+    first: int
+    last: int
+    closed: int
+    thought: int
+    similarity: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class StoredMethod:
+    """A method of a file that cannot be made again: a score of one's own, or what another version knew.
+
+    Attributes
+    ----------
+    text : str
+        As it was written.
+    """
+
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.text.partition(":")[0]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Value of each parameter, as it was written."""
+        parts = filter(None, self.text.partition(":")[2].split(","))
+        return {name: value for name, _, value in (part.partition("=") for part in parts)}
+
+    @property
+    def evict(self) -> bool:
+        return self.parameters.get("evict") != "False"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +107,11 @@ class Trace:
     tokens, texts : list
         Ids of the row, the prompt included, and the text of each.
     n_prompt, n_layers, n_kv_heads : int
-    method : str
-        As `parse_method` reads it.
+    method : Method or StoredMethod
+        Its string will do, too; what cannot be made from it stays a `StoredMethod`.
     compactions : list of Compaction
         In order of step, layer, head.
-    sentences : list of (first, last, closed, thought, lambda, repeats)
-        Positions, whether it is one of re-checking, λ (0: not flagged), whether it repeats an earlier one.
+    sentences : list of Sentence
     alphas : dict
         Position of each steered token → α.
     bytes : list of (step, bytes)
@@ -70,12 +125,19 @@ class Trace:
     n_prompt: int
     n_layers: int
     n_kv_heads: int
-    method: str
+    method: Method | StoredMethod
     compactions: list[Compaction] = field(default_factory=list)
-    sentences: list[tuple] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)
     alphas: dict[int, float] = field(default_factory=dict)
     bytes: list[tuple[int, int]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, str):
+            try:
+                self.method = parse_method(self.method)
+            except ConfigError:
+                self.method = StoredMethod(self.method)
 
     @property
     def steps(self) -> list[int]:
@@ -100,7 +162,7 @@ class Trace:
         """Write everything to one compressed .npz."""
         head = {
             "format": FORMAT, "texts": self.texts, "n_prompt": self.n_prompt, "n_layers": self.n_layers,
-            "n_kv_heads": self.n_kv_heads, "method": self.method, "sentences": self.sentences,
+            "n_kv_heads": self.n_kv_heads, "method": str(self.method), "sentences": self.sentences,
             "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
         }  # fmt: skip
         names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
@@ -154,7 +216,7 @@ class Trace:
         ]
         return cls(
             arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
-            head["method"], compactions, [tuple(s) for s in head["sentences"]],
+            head["method"], compactions, [Sentence(*s) for s in head["sentences"]],
             {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
             head["settings"],
         )  # fmt: skip
