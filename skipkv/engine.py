@@ -63,39 +63,28 @@ def trace_level(trace: Any) -> int:
     return CONSTANTS["trace"][trace if isinstance(trace, str) else "kept" if trace else "none"]
 
 
-def is_ids(value: Any) -> bool:
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    some = isinstance(value, (list, tuple)) and bool(value)
+    return some and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
+
+
+def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    return isinstance(value, (list, tuple)) and bool(value) and all(
-        isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in value
-    )  # fmt: skip
-
-
-def is_chat(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) for m in value)
+    return _is_list_of(value, int, np.integer)
 
 
 class Engine:
-    """What a model is made of; `skipkv.Model` adds what it can do.
-
-    Attributes
-    ----------
-    name : str
-    config : ModelConfig
-    tokenizer : Tokenizer or None
-    generation : dict
-        generation_config.json as it is.
-    """
+    """What a model is made of; `skipkv.Model` adds what it can do and says what the attributes are."""
 
     def __init__(
-        self,
-        core: _skipkv.Model,
-        config: ModelConfig,
-        tokenizer: Tokenizer | None,
-        name: str,
-        generation: dict[str, Any],
-        threads: int,
-    ) -> None:
+        self, core: _skipkv.Model, config: ModelConfig, tokenizer: Tokenizer | None, name: str,
+        generation: dict[str, Any], threads: int,
+    ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
         self.generation, self._n_threads = generation, threads
         self._vocabularies: dict[bool, tuple | None] = {}
@@ -117,7 +106,7 @@ class Engine:
 
     @property
     def dtype(self) -> str:
-        """Type of the weights: ``"f32"`` or ``"bf16"``."""
+        """Type of the weights."""
         return self._core.dtype
 
     @property
@@ -158,9 +147,9 @@ class Engine:
         ConfigError
             It is none of these.
         """
-        if is_ids(prompt):
+        if _is_ids(prompt):
             return [int(t) for t in prompt]
-        if not isinstance(prompt, str) and not is_chat(prompt):
+        if not _is_prompt(prompt):
             raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
@@ -168,11 +157,17 @@ class Engine:
 
     def encode_all(self, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
         """Ids of one prompt or of many."""
-        if isinstance(prompts, str) or is_ids(prompts) or is_chat(prompts):
+        if _is_prompt(prompts):
             return [self.encode(prompts)]
         if isinstance(prompts, (dict, bytes)) or not isinstance(prompts, Iterable):
             raise ConfigError(f"prompts is {prompts!r:.80}; allowed: a text, token ids, messages, or many of them")
         return [self.encode(prompt) for prompt in prompts]
+
+    def check_ids(self, what: str, ids: Iterable[int]) -> None:
+        """Refuse tokens that the model does not have."""
+        wrong = [t for t in ids if not 0 <= t < self.config.vocab]
+        if wrong:
+            raise ConfigError(f"{what} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
 
     def check_steering(self, steering: Steering) -> None:
         """Refuse what does not fit the model."""
@@ -196,30 +191,13 @@ class Engine:
 
 @dataclass(eq=False)
 class Row:
-    """One row of a session and what its forwards did.
+    """One row of a session and what its forwards did; alphas, compactions and bytes as in `Trace`."""
 
-    Attributes
-    ----------
-    number : int
-        Of the session.
-    n_prompt : int
-        Tokens of the prompt.
-    steering : Steering or None
-    fed : int
-        Tokens fed so far.
-    braked : int
-        Token count at which the loop brake first stepped in; 0: never.
-    begun : float
-        When the row was opened, in seconds.
-    alphas, compactions, bytes
-        As in `Trace`.
-    """
-
-    number: int
-    n_prompt: int
+    number: int  # of the session
+    n_prompt: int  # tokens
     steering: Steering | None
-    fed: int = 0
-    braked: int = 0
+    fed: int = 0  # tokens so far
+    braked: int = 0  # token count at which the loop brake first stepped in; 0: never
     begun: float = field(default_factory=time.perf_counter)
     alphas: dict[int, float] = field(default_factory=dict)
     compactions: list[Compaction] = field(default_factory=list)

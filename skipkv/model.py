@@ -27,12 +27,9 @@ LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they
 
 
 def load(
-    source: str | os.PathLike[str],
-    device: str = "cpu",
-    dtype: str = "auto",
-    threads: int | None = None,
+    source: str | os.PathLike[str], device: str = "cpu", dtype: str = "auto", threads: int | None = None,
     progress: bool = True,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a checkpoint.
 
     Parameters
@@ -115,7 +112,7 @@ class Model(Engine):
     ----------
     name : str
     config : ModelConfig
-    tokenizer : Tokenizer
+    tokenizer : Tokenizer or None
     generation : dict
         generation_config.json as it is.
     """
@@ -124,14 +121,9 @@ class Model(Engine):
 
     @_with_options
     def generate(
-        self,
-        prompts: Prompt | Iterable[Prompt],
-        method: str | Method | None = None,
-        steering: Steering | Sequence[Steering | None] | None = None,
-        *,
-        progress: bool = True,
-        **options: Any,
-    ) -> list[Generation]:
+        self, prompts: Prompt | Iterable[Prompt], method: str | Method | None = None,
+        steering: Steering | Sequence[Steering | None] | None = None, *, progress: bool = True, **options: Any,
+    ) -> list[Generation]:  # fmt: skip
         """Continue prompts.
 
         Parameters
@@ -174,26 +166,12 @@ class Model(Engine):
 
     @_with_options
     def stream(
-        self,
-        prompts: Prompt | Iterable[Prompt],
-        method: str | Method | None = None,
-        steering: Steering | Sequence[Steering | None] | None = None,
-        *,
-        progress: bool = True,
-        **options: Any,
-    ) -> Iterator[Event]:
+        self, prompts: Prompt | Iterable[Prompt], method: str | Method | None = None,
+        steering: Steering | Sequence[Steering | None] | None = None, *, progress: bool = True, **options: Any,
+    ) -> Iterator[Event]:  # fmt: skip
         """As `generate`, but yields every piece of text as it comes; the last of each sequence holds its Generation.
 
-        Parameters
-        ----------
-        prompts, method, steering, options
-            As for `generate`.
-        progress : bool
-            Without effect: the events are the progress.
-
-        Yields
-        ------
-        Event
+        Parameters are those of `generate`; ``progress`` is without effect: the events are the progress.
         """
         return self._run(prompts, method, steering, **options).events()
 
@@ -207,15 +185,8 @@ class Model(Engine):
         ids = self.encode(tokens)
         if not len(ids) or len(ids) > self.config.context:
             raise ConfigError(f"text has {len(ids)} tokens; allowed: 1 to the context of {self.config.context}")
-        wrong = [t for t in ids if not 0 <= t < self.config.vocab]
-        if wrong:
-            raise ConfigError(f"text holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
+        self.check_ids("text", ids)
         return np.array(ids, np.int32)
-
-    def _full(self, ids: np.ndarray, cache: str) -> tuple[_skipkv.Session, Row]:
-        """A session with one row for these ids, under the full cache."""
-        session = self._session(parse_method(None), cache, tokens=min(FORWARD_TOKENS, len(ids)))
-        return session, Row(session.open(len(ids)), len(ids), None)
 
     def logits(self, tokens: Prompt, *, cache: str = "f32") -> np.ndarray:
         """Logits at every position of a text, with the full cache.
@@ -229,21 +200,12 @@ class Model(Engine):
         -------
         float32 [n, vocab]
         """
-        ids = self._ids(tokens)
-        session, row = self._full(ids, cache)
-        out = np.empty((len(ids), self.config.vocab), np.float32)
-        for at, spans in chunks(session, row, ids, FORWARD_TOKENS):
-            session.forward(spans, ids[at], out[at], True)
-        return out
+        return self.replay(tokens, logits=True, cache=cache).logits
 
     def hidden(
-        self,
-        tokens: Prompt,
-        layers: int | Sequence[int],
-        *,
-        positions: int | Sequence[int] | None = None,
+        self, tokens: Prompt, layers: int | Sequence[int], *, positions: int | Sequence[int] | None = None,
         cache: str = "f32",
-    ) -> np.ndarray:
+    ) -> np.ndarray:  # fmt: skip
         """Hidden states of a text.
 
         Parameters
@@ -264,7 +226,8 @@ class Model(Engine):
         wanted = np.array([integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
         chosen = range(len(ids)) if positions is None else positions if isinstance(positions, Iterable) else [positions]
         where = np.array([integer("positions", p, 0, len(ids) - 1) for p in chosen], np.int64)
-        session, row = self._full(ids, cache)
+        session = self._session(parse_method(None), cache, tokens=min(FORWARD_TOKENS, len(ids)))
+        row = Row(session.open(len(ids)), len(ids), None)
         out = np.empty((len(wanted), len(where), self.config.hidden), np.float32)
         for at, spans in chunks(session, row, ids, FORWARD_TOKENS):
             states = np.empty((len(wanted), at.stop - at.start, self.config.hidden), np.float32)
@@ -274,17 +237,10 @@ class Model(Engine):
         return out
 
     def replay(
-        self,
-        tokens: Prompt,
-        method: str | Method | None = None,
-        steering: Steering | None = None,
-        *,
-        n_prompt: int = 1,
-        sequence: tuple[int, int] = (0, 0),
-        logits: bool = False,
-        trace: bool | str = False,
+        self, tokens: Prompt, method: str | Method | None = None, steering: Steering | None = None, *,
+        n_prompt: int = 1, sequence: tuple[int, int] = (0, 0), logits: bool = False, trace: bool | str = False,
         cache: str = "bf16",
-    ) -> Replay:
+    ) -> Replay:  # fmt: skip
         """Feed a recorded text as if it were being decoded, at prefill speed.
 
         Parameters

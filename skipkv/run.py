@@ -251,13 +251,11 @@ class Run:
 
     def _check(self) -> None:
         """Refuse now what could not run later."""
-        context, vocab, limit = self.config.context, self.config.vocab, self.options.memory_limit
+        context, limit = self.config.context, self.options.memory_limit
         for i, (prompt, steering) in enumerate(zip(self.prompts, self.steering, strict=True)):
             if not prompt:
                 raise ConfigError(f"prompt {i} is empty; allowed: at least one token")
-            wrong = [t for t in prompt if not 0 <= t < vocab]
-            if wrong:
-                raise ConfigError(f"prompt {i} holds token {wrong[0]}; allowed: 0 to {vocab - 1}")
+            self.engine.check_ids(f"prompt {i}", prompt)
             if len(prompt) > context:
                 raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
             if steering:

@@ -58,19 +58,9 @@ def _stack(arrays: list[np.ndarray]) -> Any:
 
 
 def select(
-    method: str | Method,
-    keys: Any,
-    queries: Any,
-    *,
-    positions: Any = None,
-    penalties: Any = None,
-    sums: Any = None,
-    prompt: int = 0,
-    sequence: tuple[int, int] = (0, 0),
-    layer: int = 0,
-    compat: Any = None,
-    **parameters: Any,
-) -> Selection:
+    method: str | Method, keys: Any, queries: Any, *, positions: Any = None, penalties: Any = None, sums: Any = None,
+    prompt: int = 0, sequence: tuple[int, int] = (0, 0), layer: int = 0, compat: Any = None, **parameters: Any,
+) -> Selection:  # fmt: skip
     """The slots that a method keeps of one layer (METHOD §5, §6).
 
     Parameters

@@ -18,41 +18,21 @@ SCORES = ("importance", "redundancy", "penalty", "score")
 
 
 class Sentence(NamedTuple):
-    """One finished sentence of a row.
+    """One finished sentence of a row."""
 
-    Attributes
-    ----------
-    first, last : int
-        Positions, both included.
-    closed : int
-        Position of the delimiter that closed it.
-    thought : int
-        1: one of re-checking, 0: of execution.
-    similarity : float
-        λ: to the later sentence that repeats it best; 0 where none does (it is not flagged).
-    repeats : int
-        1 where it repeats an earlier one, else 0.
-    """
-
-    first: int
-    last: int
-    closed: int
-    thought: int
-    similarity: float
-    repeats: int
+    first: int  # position
+    last: int  # position, included
+    closed: int  # position of the delimiter that closed it
+    thought: int  # 1: one of re-checking, 0: of execution
+    similarity: float  # λ: to the later sentence that repeats it best; 0 where none does (it is not flagged)
+    repeats: int  # 1 where it repeats an earlier one, else 0
 
 
 @dataclass(frozen=True)
 class StoredMethod:
-    """A method of a file that cannot be made again: a score of one's own, or what another version knew.
+    """A method of a file that cannot be made again: a score of one's own, or what another version knew."""
 
-    Attributes
-    ----------
-    text : str
-        As it was written.
-    """
-
-    text: str
+    text: str  # as it was written
 
     @property
     def name(self) -> str:
@@ -150,10 +130,8 @@ class Trace:
 
     def held(self, step: int, layer: int, head: int) -> np.ndarray:
         """Positions that a head holds once ``step`` tokens are fed and the compaction due then is done; ascending."""
-        last = None
-        for c in self.compactions:
-            if c.layer == layer and c.head == head and c.step <= step and (last is None or c.step >= last.step):
-                last = c
+        done = [c for c in self.compactions if (c.layer, c.head) == (layer, head) and c.step <= step]
+        last = max(done, key=lambda c: c.step, default=None)
         if last is None:
             return np.arange(step, dtype=np.int32)
         return np.concatenate([np.sort(last.kept), np.arange(last.step, step, dtype=np.int32)])
@@ -204,15 +182,13 @@ class Trace:
         if head["format"] != FORMAT:
             raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
         names = [name for name in SCORES if name in arrays]
-        index, n_scores = arrays["index"], arrays["n_scores"]
         _check(head, arrays, names)
-        kept = _split(arrays["kept"], index[:, 4])
-        scores = {name: _split(arrays[name], n_scores) for name in names}
+        index, n_scores = arrays["index"].tolist(), arrays["n_scores"]
+        kept = _split(arrays["kept"], arrays["index"][:, 4])
+        scores = [_split(arrays[name], n_scores) for name in names]
         compactions = [
-            Compaction(
-                *map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None
-            )
-            for i in range(len(index))
+            Compaction(*where, kept[i], dict(zip(names, (s[i] for s in scores), strict=True)) if n_scores[i] else None)
+            for i, (*where, _) in enumerate(index)
         ]
         return cls(
             arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],

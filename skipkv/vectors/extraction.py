@@ -20,9 +20,7 @@ from skipkv.sentences import blank_lines, thinking
 from skipkv.steering import save_vectors
 
 LABELS = ("execution", "reflection", "transition")
-REFLECTION = re.compile(
-    r"^\s*wait|verify|make sure|hold on|think again|'s correct|'s incorrect|let me check|seems right"
-)
+REFLECTION = re.compile(r"^\s*wait|verify|make sure|hold on|think again|'s (in)?correct|let me check|seems right")
 TRANSITION = re.compile(
     r"^\s*alternatively|think differently|another (way|approach|method|solution|strategy|technique)"
 )
@@ -62,20 +60,13 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
         inside[n_prompt:end] = True
     found = []
     blank = blank_lines(ids, model.vocabulary)
-    position = 0
-    while position < len(ids):
-        if not inside[position] or not (position and blank[position - 1]):
-            position += 1
-            continue
-        end = position
-        while end < len(ids) and inside[end] and not blank[end]:
-            end += 1
-        text = b"".join(pieces[position : end + 1 if end < len(ids) and inside[end] else end]).decode(
-            "utf-8", "replace"
-        )
+    for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():
+        ends = np.flatnonzero(blank[before + 1 :] | ~inside[before + 1 :])  # a blank line belongs to its step
+        end = len(ids) if not len(ends) else before + 1 + int(ends[0])
+        last = end + 1 if end < len(ids) and inside[end] else end
+        text = b"".join(pieces[before + 1 : last]).decode("utf-8", "replace")
         if text.strip():
-            found.append(Step(text, position - 1))
-        position = max(end, position + 1)
+            found.append(Step(text, before))
     return found
 
 
