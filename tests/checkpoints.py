@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv.load.config import ModelConfig
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipkv import CheckpointError, _skipkv
-from skipkv.checkpoint import Checkpoint, ModelConfig, open_checkpoint
+from skipkv.load.checkpoint import Checkpoint, open_checkpoint
+from skipkv.load.config import ModelConfig
 
 DEEPSEEK_R1_DISTILL_QWEN_1_5B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -692,7 +693,7 @@ def test_a_hub_failure_names_the_id(hub):
 
 def test_offline_the_hub_is_not_asked(tmp_path):
     pytest.importorskip("huggingface_hub")
-    code = "from skipkv.checkpoint import *\ntry: open_checkpoint('skipkv-test/none')\nexcept Exception as e: print(type(e).__name__, e)"
+    code = "from skipkv.load.checkpoint import *\ntry: open_checkpoint('skipkv-test/none')\nexcept Exception as e: print(type(e).__name__, e)"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60

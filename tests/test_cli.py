@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import skipkv
-from skipkv import bench, viz
-from skipkv.checkpoint import ModelConfig
-from skipkv.cli import main, parse_run
+from skipkv import viz
+from skipkv.cli import main
+from skipkv.eval import speed
+from skipkv.load.config import ModelConfig
 from skipkv.methods import CLASSES, PARAMETERS, TABLE
-from skipkv.steering import save_vectors
+from skipkv.steering import parse_run, save_vectors
 from skipkv.tiny.problems import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted")
@@ -142,7 +143,7 @@ def test_traces_are_saved(skip, model, tmp_path, scores):
     status, _, err = skip("generate", *TINY, *SHORT, "--problem", 0, *options)
     assert (status, err) == (0, f"trace: {path}\n")
     trace = skipkv.Trace.load(path)
-    assert trace.steps == [43] and trace.method == "rkv:budget=40" and bool(trace.compactions[0].scores) == scores
+    assert trace.steps == [43] and str(trace.method) == "rkv:budget=40" and bool(trace.compactions[0].scores) == scores
     status, _, err = skip("generate", *TINY, *SHORT, "--problem", 0, "-n", 2, *options)
     assert err == "".join(f"trace: {tmp_path / f't-{i}.npz'}\n" for i in range(2))
     assert [skipkv.Trace.load(tmp_path / f"t-{i}.npz").settings["sample"] for i in range(2)] == [0, 1]
@@ -181,7 +182,7 @@ BAD = [
     (["bench"], "bench: expected a model or --random-weights SHAPE, one of them"),
     (["bench", "tiny", "--random-weights", "smollm2-135m"],
      "bench: expected a model or --random-weights SHAPE, one of them"),
-    (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(bench.SHAPES)}"),
+    (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(speed.SHAPES)}"),
     (["bench", "tiny", "--rows", "1;2"], "rows is '1;2', contexts '128,1024'; allowed: integers separated by commas"),
     (["bench", "tiny", "--steps", "0"], "rows, contexts, steps, repeats and prefill: allowed: integers from 1"),
 ]  # fmt: skip
@@ -233,13 +234,13 @@ def test_ctrl_c_prints_what_there_is_and_says_130(skip, monkeypatch):
 
     seen = []
 
-    def count(self, event=None, original=skipkv.generate.Run._step):
+    def count(self, event=None, original=skipkv.run.Run._step):
         seen.append(1)
         if len(seen) == 5:
             signal.raise_signal(signal.SIGINT)
         return original(self)
 
-    monkeypatch.setattr(skipkv.generate.Run, "_step", count)
+    monkeypatch.setattr(skipkv.run.Run, "_step", count)
     status, out, _ = skip("generate", *TINY, "--problem", 0, "--problem", 0)
     assert status == 130 and out.startswith("First find") and len(out) < 80
     seen.clear()
@@ -259,7 +260,7 @@ def test_methods_are_listed(skip):
         assert f"{name:10s} {TABLE[name]['summary']}\n" in out
     for name, p in PARAMETERS.items():
         assert re.search(rf"^{name} +{re.escape(p['summary'])} \(", out, re.M)
-    assert "budget     slots that a KV head keeps after a compaction (1 to 1.67772e+07; required)" in out
+    assert "budget     slots that a KV head keeps after a compaction (1 to 16777216; required)" in out
     found = json.loads(skip("methods", "--json")[1])
     assert found == {"methods": TABLE, "parameters": PARAMETERS} and set(found["methods"]) == {*CLASSES, "custom"}
 
@@ -303,8 +304,8 @@ def small(monkeypatch):
         "qwen2", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden=64, ffn=96, vocab=300, context=512,
         norm_eps=1e-6, tied=True, qkv_bias=True, rope_theta=1e4,
     )  # fmt: skip
-    monkeypatch.setitem(bench.SHAPES, "small", config)
-    monkeypatch.setattr(bench, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setitem(speed.SHAPES, "small", config)
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
     return config
 
 
@@ -342,7 +343,7 @@ def test_bench_measures_what_it_says(skip, small):
 
 
 def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
-    monkeypatch.setattr(bench, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
     argv = ["bench", "tiny", "--quiet", *SETTINGS, "--rows", 2, "--contexts", 40]
     status, out, err = skip(*argv, "--json")
     found = json.loads(out)
@@ -350,10 +351,11 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
     assert [r["kind"] for r in found["results"]] == ["prefill", "decode"]
     assert found["results"][1]["evict_share"] < 0.5  # full drops nothing; comparing sentences needs a tokenizer
     status, out, _ = skip(*argv, "--dtype", "f32", "--cache", "f32")
-    head, limits, *lines = out.splitlines()
+    head, limits, _, columns, *lines = out.splitlines()
     assert head.startswith("tiny, f32 weights, f32 cache, ") and limits.startswith("limits: ")
-    assert [line.split(":")[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40, full"]
-    figures = r"[\d.]+ tokens/s; [\d.]+ GB/s = \d+ % of bandwidth; [\d.]+ Gflop/s = \d+ % of peak"
+    assert columns.split()[:5] == ["measurement", "ms", "tokens/s", "GB/s", "read"]
+    assert [re.split("  +", line)[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40"]
+    figures = r" +[\d.]+ +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +\d+"  # ms, tokens/s, GB/s, its share, Gflop/s, its share
     assert all(re.search(figures, line) for line in lines)
 
 

@@ -1,6 +1,5 @@
 """Fidelity to the full cache on recorded texts: the figures from the logits, what is counted, and the tables."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,7 +7,10 @@ import pytest
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.compare import bootstrap, compare, json_lines, plot, read_texts, table
+from skipkv.eval import bootstrap, compare
+from skipkv.eval.fidelity import plot, table
+from skipkv.load.texts import json_lines
+from skipkv.load.texts import read_texts as read
 from skipkv.tiny.problems import draw
 
 PROBLEMS = [problem["prompt"] for problem in draw(200)]
@@ -69,7 +71,7 @@ def test_figures_are_means_over_the_positions_behind_a_texts_first_compaction(mo
     assert found.same[0] == pytest.approx(same / n)
     assert all(low <= mean <= high for mean, low, high in (found.nll, found.delta_nll, found.kl, found.same))
     peaks = [
-        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats["peak_bytes"]
+        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats.peak_bytes
         for i, (ids, n_prompt) in enumerate(zip(*texts, strict=True))
     ]
     assert found.peak_bytes == max(peaks)
@@ -93,7 +95,7 @@ def test_a_budget_beyond_every_text_is_exact_and_reported_as_never_compacted(mod
     assert wide.kl == (0.0, 0.0, 0.0) and wide.same == (1.0, 1.0, 1.0)
     assert wide.texts == 0 and wide.positions == sum(len(t) - 1 for t in texts[0])
     assert narrow.texts == 3 and narrow.kl[0] > 0 and narrow.positions < wide.positions
-    lines = table([wide, narrow]).splitlines()
+    lines = str(table([wide, narrow])).splitlines()
     assert lines[1].startswith(f"{name}:budget=163,interval=32 (never compacted)  ") and "never" not in lines[2]
 
 
@@ -124,7 +126,7 @@ def test_flagged_is_a_share_of_the_sentences(model, texts):
     method = parse_method("skipkv:budget=40,tau=0.9")
     [found] = compare(model, texts[0], [(method, None)], prompts=texts[1], progress=False)
     stats = [model.replay(ids, method, n_prompt=n).stats for ids, n in zip(*texts, strict=True)]
-    assert found.flagged == sum(s["flagged"] for s in stats) / sum(s["sentences"] for s in stats) > 0
+    assert found.flagged == sum(s.flagged for s in stats) / sum(s.sentences for s in stats) > 0
 
 
 def test_too_short_a_text_is_refused(model):
@@ -159,6 +161,10 @@ def test_the_bootstrap_of_little():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files, tables, plots
+
+
+def read_texts(model, path, tokens, limit):
+    return read(path, model.tokenizer, model.config.context, tokens, limit)
 
 
 def lines(tmp_path, *values):
@@ -212,7 +218,7 @@ def test_bad_files_of_texts_are_refused(model, tmp_path, line, options, message)
 def test_the_table_has_a_row_a_run(model, texts):
     runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
     found = compare(model, texts[0], runs, prompts=texts[1], progress=False)
-    head, full, rkv = table(found).splitlines()
+    head, full, rkv = str(table(found)).splitlines()
     columns = ["method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
                "flagged %"]  # fmt: skip
     starts = [head.index(name) for name in columns]
@@ -227,19 +233,6 @@ def test_the_table_has_a_row_a_run(model, texts):
 
 
 def test_the_plot_is_a_picture(model, texts, tmp_path):
-    pytest.importorskip("matplotlib")
     runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
     plot(compare(model, texts[0], runs, prompts=texts[1], progress=False), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "a.png").stat().st_size > 5000
-
-
-def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch):
-    import sys
-
-    from skipkv import compare as module
-
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises(skipkv.ConfigError) as error:
-        module.main(argparse.Namespace(methods="full", plot="a.png", json=False, quiet=True))
-    assert str(error.value) == "--plot needs matplotlib: pip install 'skipkv[viz]'"

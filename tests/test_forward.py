@@ -7,7 +7,7 @@ from test_tables import CONFIG
 
 import skipkv
 from skipkv import _skipkv
-from skipkv.checkpoint import open_checkpoint
+from skipkv.load.checkpoint import open_checkpoint
 
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 TOKENS = np.random.default_rng(5).integers(0, CONFIG["vocab"], 150).astype(np.int32)

@@ -15,8 +15,7 @@ import pytest
 from engine import ALL, EVICTING
 
 import skipkv
-from skipkv import Custom, Model, Sampling, Steering
-from skipkv.generate import Run
+from skipkv import Custom, Model, Steering
 from skipkv.methods import CLASSES, SUMS, TABLE
 from skipkv.tiny.problems import draw
 
@@ -155,11 +154,7 @@ def test_settings_of_sampling_reach_the_sampler(model):
 
 def alone(model, prompts, method, steering, prompt, sample, **options):
     """This one sequence, with nothing shared or beside it: its row prefills its own prompt."""
-    defaults = {"max_new_tokens": 40, "stop": (), "stop_ids": None, "n": sample + 1, "rows": 1, "memory_limit": None,
-                "trace": False, "cache": "bf16", "grouping": False, "padding": "none", "full_length": None,
-                "brake": 0}  # fmt: skip
-    sampling = Sampling(**{k: options.pop(k) for k in ("temperature", "top_p", "seed") if k in options})
-    one = Run(model, model._request(prompts, method, steering, sampling=sampling, **(defaults | options)))
+    one = model._run(prompts, method, steering, **({"max_new_tokens": 40, "n": sample + 1, "rows": 1} | options))
     one.queue = deque([(prompt, sample)])
     list(one.events())
     return one.outputs[prompt, sample]
@@ -245,11 +240,7 @@ def test_a_finished_rows_place_is_taken_at_once(model, rows, n):
 def test_samples_share_one_prefill(model):
     prompt = PROBLEMS[4] * 14
     length, seen = len(model.encode(prompt)), []
-    request = model._request(
-        [prompt], None, None, sampling=Sampling(temperature=1.0), max_new_tokens=5, stop=(), stop_ids=(), n=4, rows=4,
-        memory_limit=None, trace=False, cache="bf16", grouping=False, padding="none", full_length=None, brake=0,
-    )  # fmt: skip
-    work = Run(model, request)
+    work = model._run([prompt], None, None, temperature=1.0, max_new_tokens=5, stop_ids=(), n=4, rows=4)
     session, work.session = work.session, None
 
     class Counting:
@@ -700,13 +691,14 @@ def test_bad_parameters_are_refused(model, changes, message):
         assert str(error.value) == message
 
 
-def test_an_unknown_option_of_a_stream_is_refused(model):
-    with pytest.raises(skipkv.ConfigError) as error:
-        model.stream("a", max_tokens=5)
-    assert str(error.value) == (
-        "option 'max_tokens' is unknown; allowed: max_new_tokens, stop, stop_ids, n, rows, memory_limit, trace, cache, "
-        "grouping, padding, full_length, brake, temperature, top_k, top_p, min_p, seed"
-    )
+def test_an_unknown_option_is_refused(model):
+    for call in (model.generate, model.stream):
+        with pytest.raises(skipkv.ConfigError) as error:
+            call("a", max_tokens=5)
+        assert str(error.value) == (
+            "option 'max_tokens' is unknown; allowed: max_new_tokens, stop, stop_ids, n, rows, memory_limit, trace, "
+            "cache, grouping, padding, full_length, brake, temperature, top_k, top_p, min_p, seed"
+        )
     assert len(list(model.stream("a", max_new_tokens=2, stop_ids=[], progress=True))) == 2
 
 

@@ -14,7 +14,7 @@ from test_tables import CONFIG
 
 import skipkv
 from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv.load.config import ModelConfig
 
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 SOURCE = str(Path(skipkv.__file__).parents[1])

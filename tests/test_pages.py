@@ -16,7 +16,7 @@ from test_viz import HOSTILE, PROMPT, build, outcome
 
 import skipkv
 from skipkv import viz
-from skipkv.demo import demo, side_by_side
+from skipkv.eval import demo, side_by_side
 from skipkv.tiny import problems as tiny
 from skipkv.viz import encode
 from skipkv.viz.report import report
@@ -73,8 +73,8 @@ def told(model):
     problems = tiny.draw(3, level=tiny.Level(steps=(2, 3)))
     runs = list(demo(model, problems, (0.25, 0.5), progress=False))
     number, *traces = side_by_side(model, problems, runs)
-    steered = replace(runs[-1].outcome, run=runs[-1].outcome.run + "+steer:layer=3,alpha=1")
-    runs.append(replace(runs[-1], steered=True, outcome=steered))
+    steered = replace(runs[-1].outcome, steering=skipkv.Steering(np.ones(256), 3))
+    runs.append(replace(runs[-1], outcome=steered))
     return runs, problems, number, traces
 
 
@@ -732,7 +732,7 @@ def test_the_report_tells_the_runs(browser, tmp_path, told):
     ):
         assert part in text
     for frame, trace in zip(frames, traces, strict=True):
-        assert trace.method in frame.evaluate("byId('about').textContent")
+        assert str(trace.method) in frame.evaluate("byId('about').textContent")
         assert_near(frame, trace, len(trace.steps))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import skipkv
 from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv.load.config import ModelConfig
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 CONFIG = dict(

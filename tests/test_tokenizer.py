@@ -17,7 +17,7 @@ from tokenizers.models import BPE, WordLevel
 import skipkv
 from skipkv import CheckpointError
 from skipkv.errors import ConfigError
-from skipkv.tokenizer import Tokenizer
+from skipkv.load.tokenizer import Tokenizer
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 SMOL = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv/models/SmolLM2-135M-Instruct"

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 import skipkv
 from skipkv import Compaction, ConfigError, Trace, viz
-from skipkv.compare import Fidelity
-from skipkv.demo import Outcome
+from skipkv.eval import Fidelity, Outcome
 from skipkv.viz import curves, encode, views
 
 PROMPT = "<s><|user|> Dot = 9. Leo = Dot + plums. plums = 4.Find Leo.<|assistant|><think>\n"
@@ -132,7 +131,7 @@ def test_the_page_holds_the_kept_sets(trace):
     header, arrays = decode(viz.kept(trace))
     assert_same(trace, header, arrays)
     assert header["texts"] == trace.texts
-    assert header["traces"][0]["virtual"] == trace.method.endswith("evict=False")
+    assert header["traces"][0]["virtual"] == str(trace.method).endswith("evict=False")
 
 
 @pytest.mark.parametrize("evict", [True, False])
@@ -481,7 +480,7 @@ def test_compare_holds_both_and_their_differences(a, seed, data):
     assert header["steps"] == sorted({*a.steps, *b.steps})
     for run, trace in enumerate((a, b)):
         assert_same(trace, header, arrays, run)
-        assert header["traces"][run]["method"] == trace.method
+        assert header["traces"][run]["method"] == str(trace.method)
     for frame, step in enumerate(header["steps"], 1):
         for h, (layer, head) in enumerate(np.ndindex(a.n_layers, a.n_kv_heads)):
             x, y = (set(held(header, arrays, run, h, frame)) for run in (0, 1))
@@ -561,7 +560,6 @@ SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each oth
         ({"n_layers": -1}, "trace has -1 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
         ({"n_layers": 10**9}, "trace has 1000000000 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
         ({"n_prompt": 6}, "trace has a prompt of 6 tokens; allowed: 0 to 5"),
-        ({"sentences": [(0, 1)]}, f"trace: sentence (0, 1); allowed: {SENTENCE}"),
         ({"sentences": [(0, 5, 5, 0, 0.0, 0)]}, f"trace: sentence (0, 5, 5, 0, 0.0, 0); allowed: {SENTENCE}"),
         (
             {"sentences": [(0, 2, 2, 0, 0.0, 0), (2, 3, 3, 0, 0.0, 0)]},
@@ -578,6 +576,14 @@ SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each oth
 def test_errors_of_what_a_file_may_bring(change, message, tmp_path):
     replace(Trace([0] * 5, list("abcde"), 1, 1, 2, "full"), **change).save(tmp_path / "trace.npz")
     fails(message, viz.kept, Trace.load(tmp_path / "trace.npz"))
+
+
+def test_a_sentence_of_too_few_numbers_is_refused(tmp_path):
+    broken = Trace([0] * 5, list("abcde"), 1, 1, 2, "full", sentences=[(0, 1)])
+    fails(f"trace: sentence (0, 1); allowed: {SENTENCE}", viz.kept, broken)
+    broken.save(tmp_path / "trace.npz")
+    with pytest.raises(skipkv.Error, match="trace.npz: expected a skipkv trace, found something else"):
+        Trace.load(tmp_path / "trace.npz")
 
 
 def test_a_method_that_cannot_be_written_is_replaced(tmp_path):
@@ -605,11 +611,12 @@ def test_survival_holds_one_layer(recorded):
 
 
 def outcome(run, right, n=10, peak=1e6):
-    return Outcome(run, right, n, right / n - 0.05, right / n + 0.04, 300.0, 0, peak, 0.5, 0, 10.0)
+    return Outcome(skipkv.Full(), None, right, n, right / n - 0.05, right / n + 0.04, 300.0, 0, peak, 0.5, 0, 10.0, run)
 
 
 def fidelity(run, kl):
-    return Fidelity(run, (1.0, 0.9, 1.1), (0.1, 0.0, 0.2), kl, (0.9, 0.8, 0.95), 10**6, 3, 100, 0.1)
+    figures = (1.0, 0.9, 1.1), (0.1, 0.0, 0.2), kl, (0.9, 0.8, 0.95)
+    return Fidelity(skipkv.Full(), None, *figures, 10**6, 3, 100, 0.1, run)
 
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,11 +12,14 @@ from tokenizers import Tokenizer as Raw
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import skipkv
-from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
+from skipkv import CheckpointError, ConfigError, Steering, sentences
+from skipkv import vectors as workshop
 from skipkv.cli import main
+from skipkv.load.checkpoint import open_checkpoint
+from skipkv.load.tokenizer import Tokenizer
 from skipkv.steering import load_vectors, parse_steering, save_vectors
 from skipkv.tiny.problems import draw
-from skipkv.tokenizer import Tokenizer
+from skipkv.vectors.released import _rebuild
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
@@ -102,7 +105,7 @@ def test_extraction_is_the_difference_of_the_means(model, text):
 
 def test_hidden_states_equal_the_reference(model, text):
     ids = text[0][:60]
-    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
+    with open_checkpoint("tiny") as checkpoint:
         weights = {
             name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
             for name, tensor in checkpoint.tensors.items()
@@ -141,7 +144,7 @@ def test_a_vector_of_our_own_shortens_the_thinking(model):
 
 @pytest.mark.parametrize("problem", range(5))
 def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, problem):
-    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
+    with open_checkpoint("tiny") as checkpoint:
         weights = {
             name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
             for name, tensor in checkpoint.tensors.items()
@@ -287,10 +290,10 @@ def test_damaged_archives_are_refused(tmp_path):
 
 def test_a_tensor_beyond_its_storage_is_refused():
     storage = np.arange(4, dtype=np.float32)
-    assert np.array_equal(workshop._rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
+    assert np.array_equal(_rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
     for offset, shape, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))):
         with pytest.raises(ValueError, match="beyond its storage"):
-            workshop._rebuild(storage, offset, shape, stride)
+            _rebuild(storage, offset, shape, stride)
 
 
 # --- the vocabulary of real tokenizers

@@ -146,18 +146,20 @@ static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
                    {"marker", SKV_MARKER},
                    {"paragraph", SKV_PARAGRAPH},
                    {"newline", SKV_NEWLINE}};
-    PyObject *all = PyDict_New(), *compat = PyDict_New();
-    int failed = !all || !compat;
+    PyObject *all = PyDict_New(), *compat = PyDict_New(), *trace = PyDict_New();
+    int failed = !all || !compat || !trace;
     for (long i = 0; !failed && skv_compat_names[i]; i++)
         failed = py_set(compat, skv_compat_names[i], PyLong_FromLong(1L << i));
+    for (long i = 0; !failed && i < SKV_N_TRACE_LEVELS; i++) failed = py_set(trace, levels[i], PyLong_FromLong(i));
     for (size_t i = 0; !failed && i < sizeof numbers / sizeof *numbers; i++)
         failed = py_set(all, numbers[i].name, PyLong_FromLong(numbers[i].value));
     failed = failed || PyDict_SetItemString(all, "compat", compat) || py_set(all, "needs", py_needs()) ||
              py_set(all, "scopes", strings(skv_scope_names, SKV_N_SCOPES)) ||
-             py_set(all, "trace", strings(levels, SKV_N_TRACE_LEVELS)) || py_set(all, "dtypes", dtypes(PY_STORED)) ||
+             PyDict_SetItemString(all, "trace", trace) || py_set(all, "dtypes", dtypes(PY_STORED)) ||
              py_set(all, "weight_dtypes", dtypes(PY_WEIGHTS)) || py_set(all, "cache_dtypes", dtypes(PY_CACHE));
     if (failed) Py_CLEAR(all);
     Py_XDECREF(compat);
+    Py_XDECREF(trace);
     return all;
 }
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipkv.compare import Fidelity
-from skipkv.demo import Outcome
 from skipkv.errors import ConfigError
+from skipkv.eval.results import Fidelity, Outcome
 from skipkv.viz.page import Picture, asset, fill
 
 WIDTH, HEIGHT = 760, 400  # of the drawing without its legend, in CSS pixels

@@ -10,15 +10,12 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from skipkv.eval.results import Run
 from skipkv.trace import Trace
 from skipkv.viz.curves import curve
 from skipkv.viz.page import Page, asset, fill
 from skipkv.viz.views import kept
-
-if TYPE_CHECKING:
-    from skipkv.demo import Run
 
 TITLE = "skipkv demo: what a compressed cache costs"
 TRAINED = ", and the model was trained with hidden slots, to live with an evicting cache"
@@ -64,12 +61,12 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
 def _common(runs: Sequence[Run]) -> str:
     method = next(run.method for run in runs if run.method.name == "skipkv")
     shared = f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
-    steering = next((run.outcome.run.partition("+steer:")[2] for run in runs if run.steered), "")
-    return shared + (f"; steering: {steering}" if steering else "")
+    steering = next((run.outcome.steering for run in runs if run.steered), None)
+    return shared + (f"; steering: layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
 
 
 def _frame(trace: Trace, number: int) -> str:
-    method, page = html.escape(trace.method), html.escape(kept(trace).html)
+    method, page = html.escape(str(trace.method)), html.escape(kept(trace).html)
     frame = f'<iframe title="{method}, problem {number}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
     return f"<div><h3>{method.partition(':')[0]}</h3>{frame}</div>"
 

@@ -143,7 +143,7 @@ def _describe(view: str, traces: Sequence[Trace], chosen: Chosen, steps: Sequenc
         "view": view, "texts": first.texts, "n_prompt": first.n_prompt, "layers": chosen[0], "heads": chosen[1],
         "n_layers": first.n_layers, "n_kv_heads": first.n_kv_heads, "steps": steps,
         "traces": [
-            {"method": t.method, "model": str(t.settings.get("model", "")), "virtual": encode.is_virtual(t),
+            {"method": str(t.method), "model": str(t.settings.get("model", "")), "virtual": encode.is_virtual(t),
              "sentences": [[int(s[0]), int(s[1]), int(s[3]), round(float(s[4]), 4), int(s[5])] for s in t.sentences],
              "alphas": [[int(p), round(float(alpha), 4)] for p, alpha in sorted(t.alphas.items())],
              "steps": [int(s) for s in t.steps], "cache": size, "bytes": [[int(s), int(b)] for s, b in t.bytes]}

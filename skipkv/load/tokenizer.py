@@ -25,10 +25,8 @@ import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
-from skipkv.checkpoint import _Fields, _read_object, _reading, _require_file, _show
 from skipkv.errors import CheckpointError, ConfigError
-
-__all__ = ["Stream", "Tokenizer"]
+from skipkv.load.files import Fields, decode, read_file, read_object, show
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -60,16 +58,6 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _read_text(path: Path) -> str:
-    with _reading(path):
-        _require_file(path)
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            raise CheckpointError(f"{path}: expected UTF-8, found {found}") from None
-
-
 def _compile(template: str, where: str) -> jinja2.Template:
     # A template is a program that came with the weights: it gets plain data and the sandbox, nothing else.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -98,14 +86,14 @@ def _plain(name: str, value: Any) -> Any:
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ConfigError(f"messages: expected a list of messages, found {_show(messages)}")
+        raise ConfigError(f"messages: expected a list of messages, found {show(messages)}")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ConfigError(f"messages[{i}]: expected a dict with role and content, found {_show(message)}")
+            raise ConfigError(f"messages[{i}]: expected a dict with role and content, found {show(message)}")
         if not isinstance(message["role"], str):
-            raise ConfigError(f"messages[{i}]: role: expected a string, found {_show(message['role'])}")
+            raise ConfigError(f"messages[{i}]: role: expected a string, found {show(message['role'])}")
         if not isinstance(message["content"], (str, list)):
-            found = _show(message["content"])
+            found = show(message["content"])
             raise ConfigError(f"messages[{i}]: content: expected a string or a list of parts, found {found}")
     # Some sources write optional keys as null; templates test whether a key is there.
     return [{k: v for k, v in message.items() if v is not None} for message in _plain("messages", messages)]
@@ -140,9 +128,7 @@ class Tokenizer:
     def __init__(self, directory: str | PathLike[str], vocab: int) -> None:
         path = Path(directory) / TOKENIZER
         self.vocab = vocab
-        with _reading(path):
-            _require_file(path)
-            raw = path.read_bytes()
+        raw = read_file(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             self._tokenizer.no_truncation()
@@ -156,7 +142,7 @@ class Tokenizer:
         self.n_vocab = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         highest = max([self.n_vocab - 1, *added])
         if highest >= vocab:
-            found = f"{highest} ({_show(self._tokenizer.id_to_token(highest))})"
+            found = f"{highest} ({show(self._tokenizer.id_to_token(highest))})"
             raise CheckpointError(f"{path}: expected ids below {vocab}, the rows of the embedding, found {found}")
         # The decoder as JSON, to be searched by name: it may be a sequence of others.
         self._decoder = self._tokenizer.decoder.__getstate__().decode() if self._tokenizer.decoder else ""
@@ -165,7 +151,7 @@ class Tokenizer:
 
     def _read_settings(self, directory: Path) -> None:
         path, file = directory / SETTINGS, directory / TEMPLATE
-        fields = _Fields(path, _read_object(path) if path.exists() else {})
+        fields = Fields(path, read_object(path) if path.exists() else {})
         self._tokenizer.encode_special_tokens = fields.boolean("split_special_tokens")
         self.special: dict[str, str] = {}
         for key in NAMED:
@@ -178,7 +164,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = (self.id_of(self.special.get(key, "")) for key in NAMED[:2])
         self._where, template = f"{path}: chat_template", fields.get("chat_template")
         if file.exists():
-            self._where, template = str(file), _read_text(file)
+            self._where, template = str(file), decode(read_file(file), file)
         elif isinstance(template, list):
             named = [t for t in template if isinstance(t, dict) and t.get("name") == "default" and t.get("template")]
             template = named[-1]["template"] if named else template
@@ -217,7 +203,7 @@ class Tokenizer:
         except TypeError:
             value = -1
         if not 0 <= value < self.vocab:
-            raise ConfigError(f"ids: expected integers from 0 to {self.vocab - 1}, found {_show(token_id)}")
+            raise ConfigError(f"ids: expected integers from 0 to {self.vocab - 1}, found {show(token_id)}")
         return value
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
@@ -242,7 +228,7 @@ class Tokenizer:
             raise ConfigError(f"{self._where}: expected a chat template (or {TEMPLATE}), found none")
         # Templates test `tools` and `documents` against none rather than whether they are defined.
         values = {"tools": None, "documents": None, **self.special}
-        values |= {name: _plain(f"variable {_show(name)}", value) for name, value in variables.items()}
+        values |= {name: _plain(f"variable {show(name)}", value) for name, value in variables.items()}
         values |= {"messages": _messages(messages), "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render(values)

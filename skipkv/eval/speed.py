@@ -5,23 +5,24 @@ Every figure is a median over repeats within one run; compare ratios of one run,
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv.engine import FORWARD_TOKENS, count_threads
 from skipkv.errors import ConfigError
-from skipkv.methods import Method
-from skipkv.model import Model, _threads
+from skipkv.eval.table import Table
+from skipkv.load.config import ModelConfig
+from skipkv.methods import Full, Method
+from skipkv.model import Model
 
 SHAPES = {
     "qwen2.5-0.5b": ModelConfig(
@@ -38,7 +39,6 @@ SHAPES = {
     ),
 }  # fmt: skip
 LIMIT_BYTES = 512 << 20  # far above any last-level cache
-FORWARD_TOKENS = 512
 
 
 def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, seed: int = 0) -> Model:
@@ -54,7 +54,7 @@ def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, se
     if shape not in SHAPES:
         raise ConfigError(f"shape is {shape!r}; allowed: {', '.join(SHAPES)}")
     config = SHAPES[shape]
-    count = _threads(threads)
+    count = count_threads(threads)
     core = _skipkv.Model(config.as_dict(), dtype, os.environ.get("SKIPKV_CPU") or None)
     rng = np.random.default_rng(seed)
     for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
@@ -110,8 +110,6 @@ class _Bench:
 
 def prefill(model: Model, n: int, cache: str, repeats: int) -> dict[str, Any]:
     """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes."""
-    from skipkv.methods import Full
-
     bench = _Bench(model, Full(), cache, 1, n)
     seconds = []
     for _ in range(repeats + 1):  # the first one warms up
@@ -172,68 +170,71 @@ def compaction(model: Model, method: Method, cache: str, repeats: int) -> dict[s
             "pairs_share": pairs / (heads * slots * slots)}  # fmt: skip
 
 
-def _line(r: dict[str, Any]) -> str:
-    if r["kind"] == "compaction":
-        return (f"compaction {r['method']}: {1e3 * r['seconds']:.2f} ms for all layers at {r['slots']} slots, "
-                f"{100 * r['pairs_share']:.1f} % of the pairs looked at")  # fmt: skip
-    what = f"prefill of {r['tokens']}"
-    if r["kind"] == "decode":
-        what = f"decode, {r['rows']} rows, context {r['context']}, {r['method']}"
-    read, macs = r["bytes"] / r["seconds"], r["macs"] / r["seconds"]
-    of_read, of_peak = 100 * read / r["read_bytes_per_second"], 100 * macs / r["macs_per_second"]
-    text = (
-        f"{what}: {r['tokens'] / r['seconds']:.1f} tokens/s; {read / 1e9:.2f} GB/s = {of_read:.0f} % of bandwidth; "
-        f"{2 * macs / 1e9:.1f} Gflop/s = {of_peak:.0f} % of peak"
-    )
-    if r["kind"] == "decode":
-        text += f"; cache {r['peak_bytes'] / 1e6:.1f} MB; logits {r['hash']}"
-        if r["evict_share"]:
-            text += f"; compactions {100 * r['evict_share']:.2f} % of the time"
-    return text
+def measure(
+    model: Model, method: Method, *, cache: str, rows: Sequence[int], contexts: Sequence[int], prefill_tokens: int,
+    steps: int, repeats: int, limits: tuple[float, float], progress: bool = True,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Prefill, then decoding at every context and number of rows, then a compaction if the method has any.
 
+    Parameters
+    ----------
+    model : Model
+    method : Method
+    cache, rows, contexts, prefill_tokens, steps, repeats
+        As on the command line.
+    limits : (float, float)
+        Of the machine, just measured: bytes read and multiply-accumulates a second.
+    progress : bool
 
-def main(args: argparse.Namespace) -> int:
-    from skipkv.methods import parse_method
-    from skipkv.model import load
-
-    if bool(args.model) == bool(args.random_weights):
-        raise ConfigError("bench: expected a model or --random-weights SHAPE, one of them")
-    method = parse_method(args.method)
-    try:
-        rows, contexts = ([int(x) for x in text.split(",")] for text in (args.rows, args.contexts))
-    except ValueError:
-        found = f"rows is {args.rows!r}, contexts {args.contexts!r}"
-        raise ConfigError(f"{found}; allowed: integers separated by commas") from None
-    if min(*rows, *contexts, args.steps, args.repeats, args.prefill) < 1:
-        raise ConfigError("rows, contexts, steps, repeats and prefill: allowed: integers from 1")
-    if args.random_weights:
-        model = random_model(args.random_weights, args.dtype, args.threads)
-    else:
-        model = load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
-    limits = model._core.limits(LIMIT_BYTES, model.threads)
-    head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
-            "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
-    if not args.json:
-        print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
-        print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s", flush=True)
-    results = []
-    jobs: list[Any] = [lambda: prefill(model, args.prefill, args.cache, args.repeats)]
-    jobs += [
-        lambda r=r, n=n: decode(model, r, n, method, args.cache, args.steps, args.repeats)
-        for n in contexts
-        for r in rows
-    ]
+    Yields
+    ------
+    dict
+        What was measured, and the limits that it is held against.
+    """
+    jobs: list[Callable[[], dict[str, Any]]] = [lambda: prefill(model, prefill_tokens, cache, repeats)]
+    jobs += [lambda r=r, n=n: decode(model, r, n, method, cache, steps, repeats) for n in contexts for r in rows]
     if method.compacts:
-        jobs.append(lambda: compaction(model, method, args.cache, args.repeats))
-    for job in tqdm(jobs, unit="measurement", leave=False, disable=None if not args.quiet else True, file=sys.stderr):
+        jobs.append(lambda: compaction(model, method, cache, repeats))
+    for job in tqdm(jobs, unit="measurement", leave=False, disable=None if progress else True, file=sys.stderr):
         before, result = limits, job()
         # Memory that is shared with others changes its speed: a job is held against the better of what was there
         # before it and after it.
-        limits = model._core.limits(LIMIT_BYTES, model.threads)
+        limits = machine_limits(model)
         read, macs = map(max, zip(before, limits, strict=True))
-        results.append(result | {"read_bytes_per_second": read, "macs_per_second": macs})
-        if not args.json:
-            tqdm.write(_line(results[-1]))
-    if args.json:
-        print(json.dumps(head | {"results": results}))
-    return 0
+        yield result | {"read_bytes_per_second": read, "macs_per_second": macs}
+
+
+def machine_limits(model: Model) -> tuple[float, float]:
+    """Bytes that this machine reads, and multiply-accumulates that it does, in a second."""
+    return model._core.limits(LIMIT_BYTES, model.threads)
+
+
+COLUMNS = {"measurement": 38, "ms": 8, "tokens/s": 8, "GB/s": 6, "read %": 6, "Gflop/s": 7, "peak %": 6,
+           "cache MB": 8, "evict %": 7, "logits": 16}  # fmt: skip
+
+
+def table(results: Iterable[dict[str, Any]] = ()) -> Table:
+    """A row a measurement: its time, and what it reads and computes as shares of what the machine does at most.
+
+    evict %: share of the time that went into compactions; logits: hash of the last step's.
+    """
+    align = "<" + ">" * (len(COLUMNS) - 1)
+    return Table(list(COLUMNS), [cells(r) for r in results], list(COLUMNS.values()), align)
+
+
+def cells(r: dict[str, Any]) -> tuple[str, ...]:
+    """One row of `table`."""
+    ms = f"{1e3 * r['seconds']:.2f}"
+    if r["kind"] == "compaction":
+        what = f"compaction, {r['slots']} slots, {100 * r['pairs_share']:.1f} % of pairs"
+        return (what, ms, *[""] * (len(COLUMNS) - 2))
+    decoding = r["kind"] == "decode"
+    read, macs = r["bytes"] / r["seconds"], r["macs"] / r["seconds"]
+    return (
+        f"decode, {r['rows']} rows, context {r['context']}" if decoding else f"prefill of {r['tokens']}",
+        ms, f"{r['tokens'] / r['seconds']:.1f}",
+        f"{read / 1e9:.2f}", f"{100 * read / r['read_bytes_per_second']:.0f}",
+        f"{2 * macs / 1e9:.1f}", f"{100 * macs / r['macs_per_second']:.0f}",
+        f"{r['peak_bytes'] / 1e6:.1f}" if decoding else "", f"{100 * r['evict_share']:.2f}" if decoding else "",
+        r["hash"] if decoding else "",
+    )  # fmt: skip
