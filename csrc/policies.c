@@ -6,9 +6,10 @@
 #include <string.h>
 
 const char *const skv_term_names[SKV_N_TERMS] = {
-    [SKV_POSITION] = "position",     [SKV_SUMS] = "sums",       [SKV_IMPORTANCE] = "importance",
-    [SKV_REDUNDANCY] = "redundancy", [SKV_PENALTY] = "penalty", [SKV_NOISE] = "noise",
-    [SKV_KEY_NORM] = "key_norm",
+    [SKV_POSITION] = "position",     [SKV_SUMS] = "sums",
+    [SKV_IMPORTANCE] = "importance", [SKV_REDUNDANCY] = "redundancy",
+    [SKV_PENALTY] = "penalty",       [SKV_NOISE] = "noise",
+    [SKV_KEY_NORM] = "key_norm",     [SKV_KEY_LIKENESS] = "key_likeness",
 };
 
 const char *const skv_compat_names[] = {
@@ -32,6 +33,8 @@ const skv_policy skv_policies[] = {
      SKV_NEWEST_WINDOW, .weights = {[SKV_IMPORTANCE] = {1}}},
     {"knorm", "the shortest keys stay (L2 norm)", "budget interval window tau", SKV_COMPACTS, SKV_NEWEST_WINDOW,
      .weights = {[SKV_KEY_NORM] = {-1}}},
+    {"keydiff", "KeyDiff: the keys least like the others", "budget interval window tau", SKV_COMPACTS,
+     SKV_NEWEST_WINDOW, .weights = {[SKV_KEY_LIKENESS] = {-1}}},
     {"rkv", "R-KV: importance against redundancy of the keys", "budget interval window mix kernel tau", SKV_COMPACTS,
      SKV_NEWEST_WINDOW, .weights = {[SKV_IMPORTANCE] = {0, 1}, [SKV_REDUNDANCY] = {-1, 1}}},
     {"skipkv", "SkipKV: R-KV's score less a penalty on sentences that a later one repeats",
@@ -40,14 +43,15 @@ const skv_policy skv_policies[] = {
     {"random", "uniform noise: the control", "budget interval window seed tau", SKV_COMPACTS, SKV_NEWEST_WINDOW,
      .weights = {[SKV_NOISE] = {1}}},
     {"blend", "a weighted sum of terms",
-     "budget position sums importance redundancy penalty noise key_norm interval window kernel seed tau", SKV_COMPACTS,
-     SKV_NEWEST_WINDOW, .weights = {{0}}},
+     "budget position sums importance redundancy penalty noise key_norm key_likeness interval window kernel seed tau",
+     SKV_COMPACTS, SKV_NEWEST_WINDOW, .weights = {{0}}},
     {"custom", "the caller's own score", "budget interval window tau", SKV_COMPACTS | SKV_CUSTOM, SKV_NEWEST_WINDOW,
      .weights = {{0}}},
     {0},
 };
 
-#define WEIGHT(name, term) {name, 'f', false, -1e6, 1e6, 0, "weight of the term " name, FIELD(weights[term]), true}
+#define WEIGHT(name, term)                                                                                             \
+    { name, 'f', false, -1e6, 1e6, 0, "weight of the term " name, FIELD(weights[term]), true }
 #define FIELD(field) offsetof(skv_method, field)
 const skv_parameter skv_parameters[] = {
     {"budget", 'i', true, 1, SKV_MAX_BUDGET, 0, "slots that a KV head keeps after a compaction", 0, false},
@@ -67,6 +71,7 @@ const skv_parameter skv_parameters[] = {
     WEIGHT("penalty", SKV_PENALTY),
     WEIGHT("noise", SKV_NOISE),
     WEIGHT("key_norm", SKV_KEY_NORM),
+    WEIGHT("key_likeness", SKV_KEY_LIKENESS),
     {0},
 };
 

@@ -12,13 +12,14 @@
 
 /* The terms, in the order in which they are added. */
 typedef enum skv_term {
-    SKV_POSITION,   /* of the slot, as float32 */
-    SKV_SUMS,       /* attention received since the slot was written */
-    SKV_IMPORTANCE, /* §2 */
-    SKV_REDUNDANCY, /* §3 */
-    SKV_PENALTY,    /* λ of the slot's sentence, 0 where it is not flagged (§5) */
-    SKV_NOISE,      /* uniform, of seed, sequence, layer, head and position */
-    SKV_KEY_NORM,   /* length of the key */
+    SKV_POSITION,     /* of the slot, as float32 */
+    SKV_SUMS,         /* attention received since the slot was written */
+    SKV_IMPORTANCE,   /* §2 */
+    SKV_REDUNDANCY,   /* §3 */
+    SKV_PENALTY,      /* λ of the slot's sentence, 0 where it is not flagged (§5) */
+    SKV_NOISE,        /* uniform, of seed, sequence, layer, head and position */
+    SKV_KEY_NORM,     /* length of the key */
+    SKV_KEY_LIKENESS, /* its cosine with the sum of all keys of length 1 */
     SKV_N_TERMS
 } skv_term;
 

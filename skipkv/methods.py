@@ -19,8 +19,8 @@ from skipkv.errors import ConfigError
 
 TABLE, PARAMETERS = _skipkv.methods()
 CLASS_NAMES = {"full": "Full", "streaming": "Streaming", "h2o": "H2O", "h2o-last": "H2OLast", "tova": "TOVA",
-               "snapkv": "SnapKV", "knorm": "KNorm", "rkv": "RKV", "skipkv": "SkipKV", "random": "Random",
-               "blend": "Blend"}  # fmt: skip
+               "snapkv": "SnapKV", "knorm": "KNorm", "keydiff": "KeyDiff", "rkv": "RKV", "skipkv": "SkipKV",
+               "random": "Random", "blend": "Blend"}  # fmt: skip
 
 # Bits of csrc/policies.h: what a method is and needs, and what a custom score may ask for.
 BITS: dict[str, int] = CONSTANTS["needs"]
@@ -230,7 +230,7 @@ def _make(name: str) -> type[Method]:
 
 
 CLASSES: dict[str, type[Method]] = {name: _make(name) for name in CLASS_NAMES}
-Full, Streaming, H2O, H2OLast, TOVA, SnapKV, KNorm, RKV, SkipKV, Random, Blend = CLASSES.values()
+Full, Streaming, H2O, H2OLast, TOVA, SnapKV, KNorm, KeyDiff, RKV, SkipKV, Random, Blend = CLASSES.values()
 
 
 @dataclass(frozen=True)

@@ -323,14 +323,26 @@ static void key_norm(head_work *w, float *out) {
     }
 }
 
+/* unit · s / ‖s‖ with s the sum of all unit keys */
+static void key_likeness(head_work *w, float *out) {
+    const skv_kernels *kernels = w->device->kernels;
+    float squares;
+    normalise(w);
+    kernels->inner(w->sum, w->sum, 1, w->stride, &squares);
+    const float norm = squares > 0 ? sqrtf(squares) : 1;
+    kernels->inner(w->sum, w->unit, w->n_slots, w->stride, out);
+    for (size_t j = 0; j < w->n_slots; j++) out[j] /= norm;
+}
+
 /* SKV_SUMS is gathered. */
 static void (*const term_kernels[SKV_N_TERMS])(head_work *w, float *out) = {
-    [SKV_POSITION] = position, [SKV_IMPORTANCE] = importance, [SKV_REDUNDANCY] = redundancy,
-    [SKV_PENALTY] = penalty,   [SKV_NOISE] = noise,           [SKV_KEY_NORM] = key_norm,
+    [SKV_POSITION] = position,         [SKV_IMPORTANCE] = importance, [SKV_REDUNDANCY] = redundancy,
+    [SKV_PENALTY] = penalty,           [SKV_NOISE] = noise,           [SKV_KEY_NORM] = key_norm,
+    [SKV_KEY_LIKENESS] = key_likeness,
 };
 
 /* Terms that need the keys as float32. */
-enum { OF_KEYS = 1 << SKV_IMPORTANCE | 1 << SKV_REDUNDANCY | 1 << SKV_KEY_NORM };
+enum { OF_KEYS = 1 << SKV_IMPORTANCE | 1 << SKV_REDUNDANCY | 1 << SKV_KEY_NORM | 1 << SKV_KEY_LIKENESS };
 
 static void score_head(head_work *w, skv_job *job) {
     const skv_scoring *s = w->scoring;
