@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError", "Blend", "CapacityError", "CheckpointError", "Compaction", "ConfigError", "Custom", "Error",
-    "Event", "Full", "Generation", "H2O", "H2OLast", "KNorm", "KeyDiff", "Method", "Model", "Options", "RKV", "Random", "Replay",
-    "Sampling", "Selection", "Sentence", "Sentences", "SkipKV", "SnapKV", "Stats", "Steering", "Streaming", "TOVA",
-    "Trace", "flag_repeats", "load", "parse_method", "segment", "select",
+    "Event", "Full", "Generation", "H2O", "H2OLast", "KNorm", "KeyDiff", "Method", "Model", "Options", "RKV",
+    "Random", "Replay", "Sampling", "Selection", "Sentence", "Sentences", "SkipKV", "SnapKV", "Stats", "Steering",
+    "Streaming", "TOVA", "Trace", "flag_repeats", "load", "parse_method", "segment", "select",
 ]  # fmt: skip
