@@ -46,17 +46,18 @@ class Build(build_ext):
             self.compiler._compile = compile_one
 
 
-sources = sorted(str(p) for p in Path("csrc").rglob("*.c") if X86 or p.name not in VARIANTS)
-setup(
-    ext_modules=[
-        Extension(
-            "skipkv._skipkv",
-            sources,
-            include_dirs=[numpy.get_include()],
-            depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
-            extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
-            extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
-        )
-    ],
-    cmdclass={"build_ext": Build},
-)
+if __name__ == "__main__":
+    sources = sorted(str(p) for p in Path("csrc").rglob("*.c") if X86 or p.name not in VARIANTS)
+    setup(
+        ext_modules=[
+            Extension(
+                "skipkv._skipkv",
+                sources,
+                include_dirs=[numpy.get_include()],
+                depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
+                extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
+                extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
+            )
+        ],
+        cmdclass={"build_ext": Build},
+    )
