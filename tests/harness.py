@@ -1,4 +1,4 @@
-"""What the tests of the engine share: tiny models of any family beside their reference, a vocabulary, and runs of both.
+"""What the tests of the engine share: small models of any family beside their reference, a vocabulary, runs of both.
 
 model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
 session = open_session(model, method)
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import reference
+import spec
 
 from skipkv import _skipkv, methods
 from skipkv.methods import CLASSES, Custom
@@ -71,7 +71,7 @@ def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, **cha
         if "o_proj" in name or "down_proj" in name:
             weights[name] *= np.float32(damp)
         model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
-    return model, reference.Decoder(c, weights)
+    return model, spec.Decoder(c, weights)
 
 
 def shape_of(decoder):
@@ -99,7 +99,7 @@ def as_reference(method, shape):
     values = {name: getattr(method, name) for name in (*names, "protect", "evict")}
     if "budget" in values:
         values["budget"] = method.as_dict(shape)["budget"]
-    return reference.Method("skipkv" if method.name == "custom" else method.name, **values)
+    return spec.Method("skipkv" if method.name == "custom" else method.name, **values)
 
 
 def open_session(model, method, *, delimiters="auto", markers="auto", **options):
@@ -142,7 +142,7 @@ def replay_together(session, rows, texts, steps):
     return out
 
 
-class Watched(reference.Row):
+class Watched(spec.Row):
     """A row of the reference that remembers the keys of every compaction and how near a similarity came to τ."""
 
     def __post_init__(self):
@@ -156,7 +156,7 @@ class Watched(reference.Row):
 
     def update_flags(self):
         super().update_flags()
-        vectors = reference.sentence_vectors(self.cache.hidden, self.sentences)
+        vectors = spec.sentence_vectors(self.cache.hidden, self.sentences)
         pairs = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
         self.margins[len(self.ids)] = np.abs(pairs - self.method.tau).min(initial=np.inf)
 
@@ -197,11 +197,11 @@ def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
     """ "equal", "tie" (exact, but for the reference's own float64 rounding), "near" or "different"."""
     if np.array_equal(kept, selection.kept[head]):
         return "equal"
-    if reference.near_tie(selection, head, kept, rtol=1e-12):
+    if spec.near_tie(selection, head, kept, rtol=1e-12):
         return "tie"
-    if reference.near_tie(selection, head, kept, rtol=rtol):
+    if spec.near_tie(selection, head, kept, rtol=rtol):
         return "near"
-    return "near" if selection.redundancy is not None and reference.cosine_margin(keys) < margin else "different"
+    return "near" if selection.redundancy is not None and spec.cosine_margin(keys) < margin else "different"
 
 
 def same_scores(got, want, keys, rtol, margin=1e-6):
@@ -215,7 +215,7 @@ def same_scores(got, want, keys, rtol, margin=1e-6):
         size = sum(parts) if key == "score" and parts else np.abs(want[key])
         agrees = len(value) == len(size) and bool((np.abs(value - want[key]) <= rtol * size + 1e-30).all())
         if not agrees and key in ("redundancy", "score") and want.get("redundancy") is not None:
-            excused = excused or reference.cosine_margin(keys) < margin
+            excused = excused or spec.cosine_margin(keys) < margin
             agrees = excused
         assert agrees, key
     return not excused
@@ -257,7 +257,7 @@ def select_captured(method, layer, heads, shape, *, n_prompt, sequence):
     every = [heads.get(h, some) for h in range(shape[1])]  # a head that is not due is not looked at: any arrays do
     flagged = [[p, p, value] for c in every for p, value in zip(c.positions, c.penalties, strict=True) if value > 0]
     m = as_reference(method, shape)
-    return reference.select(
+    return spec.select(
         m.name, [c.keys for c in every], np.concatenate([c.queries for c in every]), budget=m.budget[layer],
         positions=[c.positions for c in every], penalties=np.array(flagged).reshape(-1, 3), window=m.window, mix=m.mix,
         kernel=m.kernel, sinks=m.sinks, protect=m.protect, prompt=n_prompt, seed=getattr(method, "seed", 0),
