@@ -1,25 +1,40 @@
 """What the tests of the engine share: small models of any family beside their reference, a vocabulary, runs of both.
 
-model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
-session = open_session(model, method)
-logits, alphas = replay(session, session.open(200, n_prompt=30), tokens)
-want, row = reference_run(decoder, method, tokens, 30)
+    model, decoder = build("qwen2", 2, 3)              # two KV heads, three query heads each
+    session = open_session(model, method)
+    logits, alphas = replay(session, session.open(200, n_prompt=30), tokens)
+    want, row = reference_run(decoder, method, tokens, 30)
 """
 
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pytest
 import spec
 
-from skipkv import _skipkv, methods
+import skipkv
+from skipkv import ConfigError, _skipkv, methods
+from skipkv.checkpoint import open_checkpoint
 from skipkv.methods import CLASSES, Custom
 from skipkv.sentences import WAY, classify
 
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 EVICTING = [name for name, row in methods.TABLE.items() if row["needs"] & methods.COMPACTS]
 ALL = list(methods.TABLE)
+TINY = Path(skipkv.__file__).parent / "tiny"
+
+
+@contextmanager
+def refused(message, kind=ConfigError):
+    """What runs inside is refused with exactly this sentence."""
+    with pytest.raises(kind) as error:
+        yield error
+    assert str(error.value) == message
+
 
 # Delimiters, markers (whole and in pieces), blank lines that close nothing, think markers of one and of three tokens.
 TEXTS = ["\n", ".\n\n", " Wait", "Alter", "natively", "a", "ga", "in", " again", ":\n", ":\n\n", "<think>", "</think>",
@@ -29,6 +44,7 @@ WORDS = list(range(TEXTS.index(" w0"), 40))
 TEXTS += [">\n"]  # ends a think marker and a sentence at once
 VOCAB = len(TEXTS)
 ID = {text: i for i, text in enumerate(TEXTS)}
+OPEN, CLOSE, WAIT, BLANK, LINE = (ID[text] for text in ("<think>", "</think>", " Wait", ".\n\n", ".\n"))
 THINK = tuple(
     [[ID[whole]], [ID[first], ID["ink"], ID[">"]], [ID[first], ID["ink"], ID[">\n"]]]
     for whole, first in (("<think>", "<th"), ("</think>", "</th"))
@@ -52,6 +68,10 @@ def config(family="llama", n_kv=2, group=2, **changes):
     } | changes  # fmt: skip
 
 
+# A block's worth of everything: several pages a head, flagged sentences, steering.
+STEERING = (np.linspace(-0.5, 0.5, 32, dtype=np.float32), 1, 1.0, 0.05, 1.2, "all")
+RUN = {"window": 4, "interval": 16, "kernel": 3, "mix": 0.3, "tau": 0.9, "sinks": 3, "seed": 5}
+VECTOR = np.linspace(-0.6, 0.9, 32, dtype=np.float32)
 SHAPES = {}  # (n_layers, n_kv_heads) of the models built
 
 
@@ -74,6 +94,33 @@ def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, **cha
     return model, spec.Decoder(c, weights)
 
 
+@functools.cache
+def tiny(variant=None):
+    """The model in the box as the core has it, with one thread's work at loading."""
+    with open_checkpoint("tiny") as checkpoint:
+        model = _skipkv.Model(checkpoint.config.as_dict(), "bf16", variant)
+        for name, tensor in checkpoint.tensors.items():
+            model.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.view(name), 1)
+    return model
+
+
+@functools.cache
+def tiny_decoder():
+    return spec.Decoder(*decoder_parts("tiny"))
+
+
+def decoder_parts(source):
+    """(config, float32 weights) of a checkpoint, for the reference."""
+    types = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    with open_checkpoint(source) as checkpoint:
+        weights = {}
+        for name, tensor in checkpoint.tensors.items():
+            raw = checkpoint.view(name).view(types[tensor.dtype]).reshape(tensor.shape)
+            wide = (raw.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else raw.astype(np.float32)
+            weights[name] = wide
+        return checkpoint.config.as_dict(), weights
+
+
 def shape_of(decoder):
     return decoder.config["n_layers"], decoder.config["n_kv_heads"]
 
@@ -93,13 +140,25 @@ def make(name, **parameters):
     return CLASSES[name](**taken)
 
 
+def reference_name(name):
+    """`custom` scores as skipkv does, see `make`."""
+    return "skipkv" if name == "custom" else name
+
+
+def room_of(name, budget, window):
+    """How many slots may be protected besides the newest, in the head of the least budget."""
+    kept = {int(b): spec.newest_kept(reference_name(name), int(b), window) for b in np.ravel(budget)}
+    return min(b - newest - (newest == 0) for b, newest in kept.items())
+
+
 def as_reference(method, shape):
     """The reference's method of the same parameters; budgets [n_layers, n_kv]."""
     names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed"]
-    values = {name: getattr(method, name) for name in (*names, "protect", "evict")}
+    names += [name for name in ("protect", "evict", "allocate", "weights") if hasattr(method, name)]
+    values = {name: getattr(method, name) for name in names}
     if "budget" in values:
         values["budget"] = method.as_dict(shape)["budget"]
-    return spec.Method("skipkv" if method.name == "custom" else method.name, **values)
+    return spec.Method(reference_name(method.name), **values)
 
 
 def open_session(model, method, *, delimiters="auto", markers="auto", **options):
@@ -118,6 +177,15 @@ def replay(session, row, tokens, step=512):
         alphas |= {at + i + index: alpha for index, alpha in pairs}
         i += n
     return out, alphas
+
+
+def feed(session, row, tokens, chunk=512):
+    """Logits of tokens fed to the model in the box, `chunk` at once."""
+    out = np.empty((len(tokens), 231), np.float32)
+    for i in range(0, len(tokens), chunk):
+        part = np.array(tokens[i : i + chunk], np.int32)
+        session.forward(np.array([[row, len(part)]], np.int32), part, out[i : i + chunk], True)
+    return out
 
 
 def replay_together(session, rows, texts, steps):
@@ -163,12 +231,8 @@ class Watched(spec.Row):
 
 def reference_run(decoder, method, tokens, n_prompt, steering=None, **row):
     """Logits [n, vocab] and the row."""
-    options = {"texts": TEXTS, "think": THINK, "seed": getattr(method, "seed", 0)} | row
-    state = Watched(decoder, as_reference(method, shape_of(decoder)), steering, **options)
-    parts = [state.prefill(tokens[:n_prompt])]
-    if len(tokens) > n_prompt:
-        parts.append(state.feed(tokens[n_prompt:]))
-    return np.concatenate(parts), state
+    options = {"texts": TEXTS, "think": THINK, "seed": getattr(method, "seed", 0), "make": Watched} | row
+    return spec.replay(decoder, tokens, n_prompt, as_reference(method, shape_of(decoder)), steering, **options)
 
 
 def sentences_text(n, seed, first=(), marked=True):
@@ -187,6 +251,26 @@ def sentences_text(n, seed, first=(), marked=True):
         if rng.random() < 0.15:
             out.append(int(rng.choice([ID["\n"], ID[":\n\n"]])))
     return [int(token) for token in out[:n]]
+
+
+def steered_run(backend, tokens, n_prompt, steering, method=None, step=512, **options):
+    """(logits, {position: α}, state and trace) of a run; steering: a spec.Steering, or None."""
+    session = open_session(build(variant=backend, **options)[0], method or make("full", interval=16), trace=1)
+    s = steering
+    values = None if s is None else (s.vector, s.layer, s.alpha, s.gamma, s.alpha_max, s.scope)
+    row = session.open(len(tokens), n_prompt=n_prompt, steering=values)
+    logits, alphas = replay(session, row, tokens, step)
+    state = session.state(row)
+    assert state["steered"] == len(alphas)
+    return logits, alphas, state | {"trace": session.trace()}
+
+
+def thinking_text(n, seed):
+    """A prompt's line, then a thought: blank lines outside and inside, the marker of three tokens where seed is odd."""
+    opening = THINK[0][seed % 2]
+    inside = [*opening, WORDS[0], WAIT, BLANK, *sentences_text(n, seed)]
+    after = [WORDS[2], WAIT, BLANK, WORDS[3], ID["\n\n"], WORDS[4], BLANK]
+    return [WORDS[1], BLANK, *inside, BLANK, *THINK[1][seed % 2], *after]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,5 +345,35 @@ def select_captured(method, layer, heads, shape, *, n_prompt, sequence):
         m.name, [c.keys for c in every], np.concatenate([c.queries for c in every]), budget=m.budget[layer],
         positions=[c.positions for c in every], penalties=np.array(flagged).reshape(-1, 3), window=m.window, mix=m.mix,
         kernel=m.kernel, sinks=m.sinks, protect=m.protect, prompt=n_prompt, seed=getattr(method, "seed", 0),
-        sequence=sequence, layer=layer, sums=[c.sums for c in every],
+        sequence=sequence, layer=layer, sums=[c.sums for c in every], weights=m.weights, allocate=m.allocate,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All that a run leaves behind, to be compared bit for bit
+
+
+def slots(session, row, shape=(2, 2)):
+    return [session.positions(row, layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+
+
+def outcome(session, row, logits):
+    state = session.state(row)
+    del state["peak_bytes"]  # of the pages that this very row has had: a fork starts with fewer
+    spans, vectors = session.sentences(row, True)
+    return [logits, *slots(session, row), np.array([[*state.values()]]), np.array(spans), vectors]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
+
+
+def assert_same_trace(a, b, row=0):
+    """row: the second trace's, of which other rows' records are left out."""
+    b = [record for record in b if record[0] == row]
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x[1:5] == y[1:5] and np.array_equal(x[5], y[5]) and x[6].keys() == y[6].keys()
+        assert all(np.array_equal(x[6][key], y[6][key]) for key in x[6])

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
-import engine
+import harness
 import numpy as np
 import pytest
-import reference
-from engine import ALL, EVICTING, TEXTS
+import spec
+from harness import ALL, EVICTING, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_methods import keep_highest, newest_kept, protected_below
@@ -87,7 +87,7 @@ def layers(draw, name):
         "kernel": draw(st.sampled_from([7, 1, 3, 5, 99])), "sinks": min(room, draw(st.integers(0, 5))),
         "protect": protect, "seed": draw(st.integers(0, 2**53 - 1)),
     }  # fmt: skip
-    return kind, engine.make(name, **parameters), keys, queries.astype(np.float32), {
+    return kind, harness.make(name, **parameters), keys, queries.astype(np.float32), {
         "positions": positions, "penalties": draw(st.sampled_from([None, spans])), "prompt": draw(st.integers(0, room)),
         "sums": rng.random((n_kv, n_slots)).astype(np.float32), "layer": draw(st.integers(0, 40)),
         "sequence": (draw(st.integers(0, 2**40)), draw(st.integers(0, 9))),
@@ -103,14 +103,14 @@ def test_matrix_select_equals_the_reference(name, data):
     got = select(method, keys, queries, **more)
     known = ("window", "mix", "kernel", "sinks", "protect", "seed")
     m = {key: value for key, value in vars(method).items() if key in known}
-    want = reference.select("skipkv" if name == "custom" else name, keys, queries, budget=method.budget, **m, **more)
+    want = spec.select("skipkv" if name == "custom" else name, keys, queries, budget=method.budget, **m, **more)
     budgets = np.broadcast_to(method.budget, n_kv)
     for h in range(n_kv):
         mine, other = ({k: v[h] for k, v in vars(s).items() if k != "kept" and v is not None} for s in (got, want))
         if name != "custom":
             assert mine.keys() == other.keys()
         exact = keys[h].astype(np.float64)
-        same = engine.same_scores(mine, other, exact, 1e-5, margin=0 if kind in EXACT else 1e-6)
+        same = harness.same_scores(mine, other, exact, 1e-5, margin=0 if kind in EXACT else 1e-6)
         if "penalty" in mine:  # looked up, not computed
             assert np.array_equal(mine["penalty"], other["penalty"].astype(np.float32))
         score = mine["score"]
@@ -121,7 +121,7 @@ def test_matrix_select_equals_the_reference(name, data):
         protected = (where < below) | (np.arange(n_slots) >= len(score))
         everywhere = np.concatenate([score, np.zeros(n_slots - len(score))]).astype(np.float64)
         assert np.array_equal(got.kept[h], keep_highest(everywhere, protected, int(budgets[h])))
-        verdict = engine.judge(want, h, got.kept[h], exact)
+        verdict = harness.judge(want, h, got.kept[h], exact)
         assert verdict in ("equal", "tie") or verdict == "near" and kind not in EXACT
         COUNTS[verdict if same else "near"] += 1
 
@@ -167,10 +167,10 @@ def test_select_takes_a_name_a_string_or_a_method():
 
 
 def test_more_noise_when_more_is_random():
-    """The numbers of METHOD §6, from a C program of five lines (tests/test_reference.py)."""
+    """The numbers of METHOD §6, from a C program of five lines (tests/test_spec.py)."""
     got = select("random", np.zeros((1, 12, 2)), np.zeros((1, 8, 2)), budget=9, seed=7, sequence=(3, 1), layer=2,
                  positions=np.arange(12) * 5)  # fmt: skip
-    want = [reference.noise(7, (3, 1), 2, 0, 5 * j) for j in range(4)]
+    want = [spec.noise(7, (3, 1), 2, 0, 5 * j) for j in range(4)]
     assert got.score.tolist() == [want]
 
 
@@ -192,14 +192,14 @@ def assert_same_sentences(got, want):
 @given(IDS)
 def test_segment_equals_the_reference(ids):
     texts = [TEXTS[i] for i in ids]
-    assert_same_sentences(skipkv.segment(ids, texts), reference.segment(ids, texts))
+    assert_same_sentences(skipkv.segment(ids, texts), spec.segment(ids, texts))
 
 
 @settings(SETTINGS, max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_markers_in_pieces_equal_the_reference(texts):
     ids = [PIECES.index(text) for text in texts]
-    assert_same_sentences(skipkv.segment(ids, texts), reference.segment(ids, texts))
+    assert_same_sentences(skipkv.segment(ids, texts), spec.segment(ids, texts))
 
 
 @SETTINGS
@@ -209,9 +209,9 @@ def test_markers_in_pieces_equal_the_reference(texts):
 def test_segment_by_ids_and_the_official_rules(ids, delimiters, markers, n_prompt):
     texts, chosen = [TEXTS[i] for i in ids], {"delimiters": delimiters, "markers": markers}
     for some in (chosen, {"delimiters": delimiters}, {"markers": markers}):
-        assert_same_sentences(skipkv.segment(ids, texts, **some), reference.segment(ids, texts, **some))
+        assert_same_sentences(skipkv.segment(ids, texts, **some), spec.segment(ids, texts, **some))
     official = chosen | {"n_prompt": min(n_prompt, len(ids)), "compat": "official"}
-    assert_same_sentences(skipkv.segment(ids, texts, **official), reference.segment(ids, texts, **official))
+    assert_same_sentences(skipkv.segment(ids, texts, **official), spec.segment(ids, texts, **official))
 
 
 @pytest.mark.parametrize(
@@ -265,10 +265,10 @@ def test_flags_equal_the_reference(seed, n, dim, tau):
         return  # §9: such a cosine may fall either way (dimension 1 at τ = ±1)
     for compat, official in ((None, None), ("latest-flag", "official"), ("official", "official")):
         got = skipkv.flag_repeats(vectors, tau, compat=compat)
-        want = reference.flag_repeats(vectors, tau, compat=official)
+        want = spec.flag_repeats(vectors, tau, compat=official)
         assert got.dtype == np.float32
         # λ to 1e-5 relative; a sum of up to 70 products near 0 has an absolute error instead
-        assert engine.close(got, want, 1e-5, 1e-6) <= 1, compat
+        assert harness.close(got, want, 1e-5, 1e-6) <= 1, compat
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,10 +281,10 @@ def test_compat_pairs_asks_for_two_tokens_of_a_sentence():
     positions = np.sort([rng.choice(80, 40, replace=False) for _ in range(2)])
     spans = [[i, i + 3, 0.9 + i / 1000] for i in range(0, 80, 4)]
     more = {"positions": positions, "penalties": spans, "budget": 20}
-    want = reference.select("skipkv", keys.astype(np.float32), queries.astype(np.float32), compat="official", **more)
+    want = spec.select("skipkv", keys.astype(np.float32), queries.astype(np.float32), compat="official", **more)
     for compat in ("pairs", "official"):
         got = select("skipkv", keys, queries, compat=compat, **more)
-        assert np.array_equal(got.kept, want.kept) and engine.close(got.penalty, want.penalty, 1e-7) <= 1
+        assert np.array_equal(got.kept, want.kept) and harness.close(got.penalty, want.penalty, 1e-7) <= 1
         seen += (got.penalty == 0).sum()
     assert 0 < seen / 2 < 64
     plain = select("skipkv", keys, queries, **more)
@@ -318,8 +318,8 @@ def test_penalties_find_slots_in_any_order(compat):
     keys, queries, positions = rng.normal(size=(1, 40, 16)), rng.normal(size=(1, 8, 16)), rng.permutation(80)[:40]
     spans = np.array([[i, i + 3, 0.9 + i / 1000] for i in range(0, 80, 8)])
     got = select("skipkv", keys, queries, positions=positions, penalties=spans, budget=20, compat=compat)
-    want = reference.penalty(positions, spans, compat="official" if "pairs" in compat else None)[:32]
-    assert engine.close(got.penalty[0], want, 1e-7) <= 1 and 0 < (want > 0).sum() < 32
+    want = spec.penalty(positions, spans, compat="official" if "pairs" in compat else None)[:32]
+    assert harness.close(got.penalty[0], want, 1e-7) <= 1 and 0 < (want > 0).sum() < 32
 
 
 def test_official_means_what_each_methods_own_code_does():
@@ -366,7 +366,7 @@ DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, lates
 
 
 def at_open(method, n_prompt=1, **options):
-    session = engine.open_session(engine.build()[0], method)
+    session = harness.open_session(harness.build()[0], method)
     return session.open(200, n_prompt=n_prompt, **options)
 
 
@@ -541,15 +541,15 @@ def vector(n=32):
         (lambda: skipkv.flag_repeats(np.zeros((3, 4)), compat="x"), f"compat is 'x'; allowed: {DEVIATIONS}"),
         # steering
         (
-            lambda: at_open(engine.make("full"), steering=(vector(31), 1, 1, 0, 2, "all")),
+            lambda: at_open(harness.make("full"), steering=(vector(31), 1, 1, 0, 2, "all")),
             "steering vector: expected shape [32], found [31]",
         ),
         (
-            lambda: at_open(engine.make("full"), steering=(vector(), 2, 1, 0, 2, "all")),
+            lambda: at_open(harness.make("full"), steering=(vector(), 2, 1, 0, 2, "all")),
             "steering layer is 2; allowed: 0 to 1",
         ),
         (
-            lambda: at_open(engine.make("full"), steering=(vector(), 1, 1, 0, 2, "some")),
+            lambda: at_open(harness.make("full"), steering=(vector(), 1, 1, 0, 2, "some")),
             'scope is "some"; allowed: think, generation, all',
         ),
     ],
@@ -564,7 +564,7 @@ def test_bad_parameters_are_refused_by_name(act, message):
 def test_the_core_itself_refuses_a_method_without_a_budget(name):
     score = {"score": len} if name == "custom" else {}
     with pytest.raises(skipkv.ConfigError) as error:
-        skipkv._skipkv.Session(engine.build()[0], method={"name": name} | score)
+        skipkv._skipkv.Session(harness.build()[0], method={"name": name} | score)
     assert str(error.value) == f"{name} needs a budget"
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -167,54 +166,6 @@ RUNS = [
     dict(max_new_tokens=90, rows=2, stop_ids=(), method="skipkv:budget=64,interval=16"),
     dict(max_new_tokens=50, rows=3, stop_ids=(), temperature=0.8, seed=3, method="snapkv:budget=48,interval=16"),
 ]
-
-
-def tokens(model, options):
-    return [out.tokens for out in model.generate(PROMPTS, progress=False, **options)]
-
-
-def test_calls_in_several_python_threads_give_what_each_gives_alone():
-    first, second = (skipkv.load("tiny", dtype=dtype, threads=2, progress=False) for dtype in ("bf16", "f32"))
-    jobs = [(model, options) for model in (first, second) for options in RUNS]
-    alone = [tokens(*job) for job in jobs]
-    together, barrier = [None] * len(jobs), threading.Barrier(len(jobs))
-
-    def work(i):
-        barrier.wait()
-        together[i] = tokens(*jobs[i])
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
-    assert len({json.dumps(out) for out in alone}) == len(RUNS)  # one that got another's tokens would show
-
-
-def test_models_and_streams_may_be_interleaved():
-    one, other = (skipkv.load("tiny", threads=n, progress=False) for n in (1, 2))
-    alone = [tokens(one, options) for options in RUNS]
-    streams = [model.stream(PROMPTS, **options) for model in (one, other) for options in RUNS]
-    seen, open_streams = [{} for _ in streams], dict(enumerate(streams))
-    while open_streams:
-        for i, stream in list(open_streams.items()):
-            event = next(stream, None)
-            if event is None:
-                del open_streams[i]
-            elif event.generation:
-                seen[i][event.prompt] = event.generation.tokens
-    assert [[found[p] for p in range(len(PROMPTS))] for found in seen] == alone + alone
-
-
-def test_a_session_outlives_the_name_of_its_model():
-    model = skipkv.load("tiny", progress=False)
-    expected = tokens(model, RUNS[0])
-    stream = model.stream(PROMPTS, **RUNS[0])
-    next(stream)
-    del model
-    found = {event.prompt: event.generation.tokens for event in stream if event.generation}
-    assert [found[p] for p in range(len(PROMPTS))] == expected
 
 
 # --- side effects ---

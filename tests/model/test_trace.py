@@ -1,4 +1,4 @@
-"""Traces: what a run kept, in memory and as a file; replay gives those of decoding."""
+"""Traces: what a run kept, in memory and as a file."""
 
 import io
 import json
@@ -8,47 +8,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from engine import EVICTING
+import spec
+from generations import PROBLEMS, make, recorded, same_compactions
+from harness import EVICTING, reference_name
 
 import skipkv
-from skipkv import Custom, Steering, Trace, _skipkv
-from skipkv.methods import CLASSES, COMPACTS, TABLE
-from skipkv.tiny.problems import draw
+from skipkv import Steering, Trace, _skipkv
+from skipkv.methods import COMPACTS, TABLE
 from skipkv.trace import SCORES
-
-PROBLEMS = [problem["prompt"] for problem in draw(200)]
-PARAMETERS = {"budget": 48, "interval": 32}
-NEW = 150
-TAU = {"tau": 0.9}  # so that something is flagged in so short a text
-
-
-@pytest.fixture(scope="module")
-def model():
-    return skipkv.load("tiny", threads=1, progress=False)
-
-
-def make(name, **changes):
-    if name == "custom":
-        return Custom(lambda c: -c.redundancy[: c.n_candidates], ["redundancy"], **(PARAMETERS | changes))
-    known = TABLE[name]["parameters"].split()
-    given = {key: value for key, value in (PARAMETERS | TAU).items() if key in known}
-    return CLASSES[name](**(given | changes))
-
-
-def generate(model, method, prompts=PROBLEMS[:2], **options):
-    options = {"max_new_tokens": NEW, "stop_ids": (), "trace": True, "progress": False} | options
-    return model.generate(prompts, method, **options)
-
-
-def same_compactions(got, want):
-    assert len(got) == len(want)
-    for a, b in zip(got, want, strict=True):
-        assert (a.step, a.layer, a.head, a.before) == (b.step, b.layer, b.head, b.before)
-        assert a.kept.dtype == b.kept.dtype == np.int32 and np.array_equal(a.kept, b.kept)
-        assert (a.scores is None) == (b.scores is None)
-        if a.scores is not None:
-            assert a.scores.keys() == b.scores.keys()
-            assert all(a.scores[k].dtype == np.float32 and np.array_equal(a.scores[k], b.scores[k]) for k in a.scores)
 
 
 def same_trace(got, want):
@@ -63,8 +30,8 @@ def same_trace(got, want):
 
 @pytest.mark.parametrize("name", EVICTING)
 def test_a_trace_is_the_history_that_the_method_prescribes(model, name):
-    out = generate(model, make(name))[0]
-    trace, fed = out.trace, len(out.prompt_tokens) + NEW - 1
+    out = recorded(model, make(name))[0]
+    trace, fed = out.trace, len(out.prompt_tokens) + 150 - 1
     config = model.config
     assert trace.tokens == out.prompt_tokens + out.tokens and trace.n_prompt == len(out.prompt_tokens) < 48
     assert trace.texts == [model.tokenizer.token_texts[i] for i in trace.tokens]
@@ -91,10 +58,10 @@ def test_a_trace_is_the_history_that_the_method_prescribes(model, name):
 def test_held_is_what_a_session_holds(model):
     method = make("skipkv")
     ids = model.encode(PROBLEMS[0])
-    text = ids + generate(model, method)[0].tokens
+    text = ids + recorded(model, method)[0].tokens
     session = model._session(len(text), method, "bf16", 1)
     row = session.open(len(text), n_prompt=len(ids))
-    want = generate(model, method)[0].trace
+    want = recorded(model, method)[0].trace
     for step in range(1, len(text)):
         session.forward(np.array([[row, 1]], np.int32), np.array(text[step - 1 : step], np.int32))
         if step % 16 in (0, 1):
@@ -114,8 +81,8 @@ def test_held_before_any_compaction_and_for_scores_order():
 
 @pytest.mark.parametrize("name", EVICTING)
 def test_without_evicting_the_text_is_full_and_the_sets_are_virtual(model, name):
-    full = generate(model, None)[0]
-    out = generate(model, make(name, evict=False))[0]
+    full = recorded(model, None)[0]
+    out = recorded(model, make(name, evict=False))[0]
     assert out.tokens == full.tokens
     assert out.stats.live_bytes >= full.stats.live_bytes and out.stats.compression == 1.0
     assert out.stats.evicted == sum(c.before - len(c.kept) for c in out.trace.compactions)  # virtually
@@ -128,12 +95,12 @@ def test_without_evicting_the_text_is_full_and_the_sets_are_virtual(model, name)
 
 @pytest.mark.parametrize("name", EVICTING)
 def test_scores_say_what_was_kept(model, name):
-    out = generate(model, make(name), trace="scores")[0]
-    plain = generate(model, make(name))[0]
+    out = recorded(model, make(name), trace="scores")[0]
+    plain = recorded(model, make(name))[0]
     assert out.tokens == plain.tokens
-    newest = {"streaming": 0, "h2o": 24, "h2o-last": 1}.get(name, 8)
+    newest = spec.newest_kept(reference_name(name), 48, 8)
     wanted = {"skipkv": set(SCORES), "rkv": {"importance", "redundancy", "score"}, "snapkv": {"importance", "score"},
-              "custom": {"redundancy", "score"}}  # fmt: skip
+              "custom": set(SCORES)}  # fmt: skip
     assert len(out.trace.compactions) == len(plain.trace.compactions) > 0
     for c, p in zip(out.trace.compactions, plain.trace.compactions, strict=True):
         assert np.array_equal(c.kept, p.kept)
@@ -157,7 +124,7 @@ def test_scores_say_what_was_kept(model, name):
 
 def test_sentences_and_alphas_are_in_the_trace(model):
     steering = Steering(np.full(256, 0.01), 2, alpha=0.5, gamma=0.25, alpha_max=1.0, scope="generation")
-    out = generate(model, make("skipkv"), steering=steering)[0]
+    out = recorded(model, make("skipkv"), steering=steering)[0]
     trace, texts = out.trace, out.trace.texts
     blank = [i for i in range(trace.n_prompt, len(texts) - 1) if "\n\n" in texts[i]]
     assert sorted(trace.alphas) == blank and out.stats.steered == len(blank) > 3
@@ -176,103 +143,6 @@ def test_sentences_and_alphas_are_in_the_trace(model):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Replay is decoding
-
-
-@pytest.mark.parametrize("name", ["full", *EVICTING])
-@pytest.mark.parametrize("cache", ["bf16", "f32"])
-def test_replay_repeats_decoding_bit_for_bit(model, name, cache):
-    method = make(name)
-    steering = Steering(np.random.default_rng(0).standard_normal(256) * 0.03, 1, scope="generation")
-    outs = generate(model, method, [PROBLEMS[0], PROBLEMS[3] * 2], steering=steering, cache=cache, trace="scores",
-                    n=2, temperature=0.8, seed=4)  # fmt: skip
-    assert len(outs[2].prompt_tokens) > 64  # a prompt beyond the budget is compacted, too
-    for out in (outs[1], outs[2]):
-        fed = out.trace.tokens[:-1]
-        sequence = (out.prompt, out.sample)
-        replay = model.replay(fed, method, steering, n_prompt=out.trace.n_prompt, sequence=sequence, cache=cache,
-                              trace="scores", logits=True)  # fmt: skip
-        same_compactions(replay.trace.compactions, out.trace.compactions)
-        assert (replay.trace.alphas, replay.trace.sentences) == (out.trace.alphas, out.trace.sentences)
-        assert replay.trace.bytes == out.trace.bytes and replay.trace.tokens == fed
-        for mine, theirs in (("live_bytes",) * 2, ("peak_bytes",) * 2, ("evicted",) * 2, ("n_tokens", "fed")):
-            assert replay.stats[mine] == (len(fed) if theirs == "fed" else getattr(out.stats, theirs)), mine
-        # The logits are those that were drawn from: the same draws give the same tokens.
-        first = out.trace.n_prompt
-        sequences = np.array([(*sequence, t) for t in range(first, len(fed) + 1)])
-        sampler = model._session(1, method, cache).sample
-        drawn = sampler(replay.logits[first - 1 :], sequences, 4, 0.8, 0, 1.0, 0.0)
-        assert drawn.tolist() == out.tokens
-
-
-def test_replay_under_random_repeats_the_noise_of_its_sequence(model):
-    method = make("random")
-    out = generate(model, method, n=2, temperature=1.0)[3]
-    assert (out.prompt, out.sample) == (1, 1)
-    kept = [c.kept.tolist() for c in out.trace.compactions]
-    for sequence, equal in (((1, 1), True), ((0, 1), False), ((1, 0), False)):
-        options = {"n_prompt": out.trace.n_prompt, "sequence": sequence, "trace": True}
-        again = model.replay(out.trace.tokens[:-1], method, **options)
-        assert ([c.kept.tolist() for c in again.trace.compactions] == kept) == equal
-
-
-def decode_logits(model, method, ids, n_prompt):
-    """The logits of decoding this text token by token, straight on a session."""
-    session = model._session(len(ids), method, "bf16")
-    row = session.open(len(ids), n_prompt=n_prompt)
-    out = np.empty((len(ids), model.config.vocab), np.float32)
-    done = 0
-    while done < len(ids):
-        n = n_prompt if done == 0 else 1
-        part = np.array(ids[done : done + n], np.int32)
-        session.forward(np.array([[row, n]], np.int32), part, out[done : done + n], True)
-        done += n
-    return out
-
-
-@pytest.mark.parametrize("name", ["full", *EVICTING])
-def test_replay_gives_the_logits_of_single_steps_and_their_log_softmax(model, name):
-    ids = model.encode(PROBLEMS[5])
-    text = ids + generate(model, None, [ids])[0].tokens
-    replay = model.replay(text, make(name), n_prompt=len(ids), logits=True)
-    assert np.array_equal(replay.logits, decode_logits(model, make(name), text, len(ids)))
-    wide = replay.logits.astype(np.float64)
-    want = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
-    want = want[np.arange(len(text) - 1), text[1:]]
-    assert replay.logprobs.shape == (len(text) - 1,) and replay.logprobs.dtype == np.float64
-    # float32 logits of up to some tens, subtracted in float32.
-    assert np.abs(replay.logprobs - want).max() < 1e-5
-    without = model.replay(text, make(name), n_prompt=len(ids))
-    assert without.logits is None and without.trace is None and np.array_equal(without.logprobs, replay.logprobs)
-
-
-def test_full_replay_equals_logits(model):
-    text = model.encode(PROBLEMS[6]) * 4
-    assert len(text) > 128  # more than one forward of replay
-    assert np.array_equal(model.replay(text, cache="f32", logits=True).logits, model.logits(text))
-    assert np.array_equal(model.replay(text, logits=True).logits, model.logits(text, cache="bf16"))
-    assert not np.array_equal(model.logits(text), model.logits(text, cache="bf16"))
-
-
-def test_replay_refuses_what_it_cannot_do(model):
-    ids = model.encode(PROBLEMS[0])
-    for message, tokens, options in (
-        ("n_prompt is 0; allowed: integers from 1 to 43", ids, {"n_prompt": 0}),
-        ("n_prompt is 44; allowed: integers from 1 to 43", ids, {"n_prompt": 44}),
-        ("trace is 'all'; allowed: False, True, 'scores'", ids, {"trace": "all"}),
-        ("cache is 'f16'; allowed: 'bf16', 'f32'", ids, {"cache": "f16"}),
-        ("sequence is -1; allowed: integers from 0 to 2147483647", ids, {"sequence": (0, -1)}),
-        ("steering is 'x'; allowed: a Steering or None", ids, {"steering": "x"}),
-        ("text holds token 231; allowed: 0 to 230", [1, 231], {}),
-        ("text has 0 tokens; allowed: 1 to the context of 4096", "", {}),
-        ("text has 4097 tokens; allowed: 1 to the context of 4096", [5] * 4097, {}),
-    ):
-        with pytest.raises(skipkv.ConfigError) as error:
-            model.replay(tokens, **options)
-        assert str(error.value) == message
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -280,7 +150,7 @@ def test_replay_refuses_what_it_cannot_do(model):
 def test_a_saved_trace_comes_back_equal(model, level, tmp_path):
     steering = Steering(np.full(256, 0.01), 0, scope="generation")
     for name in ("skipkv", "full", "h2o-last"):
-        trace = generate(model, make(name), steering=steering, trace=level, seed=np.int64(7))[0].trace
+        trace = recorded(model, make(name), steering=steering, trace=level, seed=np.int64(7))[0].trace
         trace.save(tmp_path / f"{name}.npz")
         loaded = Trace.load(tmp_path / f"{name}.npz")
         same_trace(loaded, trace)
@@ -289,7 +159,7 @@ def test_a_saved_trace_comes_back_equal(model, level, tmp_path):
 
 
 def test_a_trace_needs_neither_model_nor_its_file_to_be_named_npz(model, tmp_path):
-    trace = generate(model, make("rkv"))[0].trace
+    trace = recorded(model, make("rkv"))[0].trace
     path = tmp_path / "what I kept"
     trace.save(path)
     code = (
@@ -304,7 +174,7 @@ def test_a_trace_needs_neither_model_nor_its_file_to_be_named_npz(model, tmp_pat
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("trace") / "good.npz"
-    generate(model, make("snapkv"), max_new_tokens=60, trace="scores")[0].trace.save(path)
+    recorded(model, make("snapkv"), max_new_tokens=60, trace="scores")[0].trace.save(path)
     return path.read_bytes()
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import spec
 
 import skipkv
+import spec
 
 COMMITTED = Path(__file__).parents[1] / "goldens"
 SHARED = Path(__file__).parents[3] / "shared" / "goldens"

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-import spec
 from harness import ID, TEXTS, THINK, build, sentences_text
+
+import spec
 from spec import Cache, Method, Row, Steering
 
 WEIGHTS = {"importance": 0.1, "key_norm": -0.01, "noise": 0.02}
