@@ -3,7 +3,7 @@
 import harness
 import numpy as np
 import pytest
-from harness import STEERING, assert_same, assert_same_trace, outcome
+from harness import STEERING, assert_same, assert_same_trace, outcome, refused
 
 from skipkv import ConfigError, Custom
 

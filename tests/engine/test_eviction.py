@@ -189,7 +189,8 @@ def test_invariants_hold_on_every_compaction(name, protect, n_prompt, evict, bac
 def test_evicted_pages_come_back_and_steps_allocate_nothing(name, cache, backend):
     budget = 60
     tokens = harness.sentences_text(20 * budget, 4)
-    session = harness.open_session(harness.build(variant=backend)[0], harness.make(name, budget=budget, **RUN), cache=cache)
+    method = harness.make(name, budget=budget, **RUN)
+    session = harness.open_session(harness.build(variant=backend)[0], method, cache=cache)
     row = session.open(len(tokens), n_prompt=100, steering=STEERING)
     harness.replay(session, row, tokens[:100])
     first, grid = session.ledger(), 0
@@ -235,6 +236,6 @@ def test_compaction_equals_masking(name, family, backend):
         if scores is None
     ]
     assert len(trace) == 4 * len([30, *range(33, 141, 16)])
-    want = decoder.forward_masked(tokens, spec.visibility(trace, 2, 2, 140))
+    want = decoder.logits(tokens, visible=spec.visibility(trace, 2, 2, 140))
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()  # float32 against float64
     assert np.abs(got - decoder.logits(tokens)).max() > 1e-2 * np.abs(want).max()  # what was dropped counts

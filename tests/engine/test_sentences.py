@@ -61,7 +61,7 @@ def check_sentences(session, row, expected, method):
     st.sampled_from([0.9, 0.95, 0.5]),
     st.sampled_from([1, 9, 512]),
 )
-def test_sentences_of_a_run_equal_the_reference(tokens, n_prompt, interval, tau, step, backend):
+def test_sentences_of_a_run_equal_the_reference(backend, tokens, n_prompt, interval, tau, step):
     n_prompt = min(n_prompt, len(tokens))
     model, decoder = harness.build("qwen3", variant=backend)
     method = harness.make("full", interval=interval, tau=tau)
@@ -76,7 +76,8 @@ def test_sentences_of_a_run_equal_the_reference(tokens, n_prompt, interval, tau,
 @pytest.mark.parametrize("name", ALL)
 def test_virtual_sets_leave_all_sentences(name, backend):
     """With evict=False nothing is ever freed: every method says of the text what full says."""
-    tokens = [*harness.sentences_text(40, 3), OPEN, *harness.sentences_text(100, 4), CLOSE, *harness.sentences_text(20, 4)]
+    first, thought, last = (harness.sentences_text(n, seed) for n, seed in ((40, 3), (100, 4), (20, 4)))
+    tokens = [*first, OPEN, *thought, CLOSE, *last]
     model, decoder = harness.build(variant=backend)
     method = harness.make(name, budget=24, interval=16, window=4, tau=0.9, evict=False)
     session = harness.open_session(model, method)

@@ -61,7 +61,8 @@ def test_every_scope_by_hand(backend):
         ("all", 9, {1: 1.0, **thought, 15: 1.75}),
     ):
         for step in (1, 512):
-            _, alphas, state = steered_run(backend, tokens, n_prompt, Steering(VECTOR, 1, 1.0, 0.5, 1.75, scope), step=step)
+            steering = Steering(VECTOR, 1, 1.0, 0.5, 1.75, scope)
+            _, alphas, state = steered_run(backend, tokens, n_prompt, steering, step=step)
             assert alphas == expected and state["thoughts"] == 3
 
 

@@ -243,7 +243,7 @@ def test_thinking_is_counted(model):
 
 def test_a_run_that_never_compacts_says_so(model):
     with pytest.warns(UserWarning) as caught:
-        run(model, PROBLEMS[:2], "rkv:budget=500")
+        model.generate(PROBLEMS[:2], "rkv:budget=500", max_new_tokens=40, progress=False)
     assert [str(w.message) for w in caught] == ["rkv:budget=500 never compacted: the longest of 2 rows has 87 tokens"]
     assert caught[0].filename == __file__  # the caller's line, not one of skipkv
     with pytest.warns(UserWarning, match="never compacted") as caught:

@@ -91,7 +91,8 @@ def test_the_committed_cases_cover_every_method_and_quirk():
     metas = [json.loads(str(np.load(path)["meta"])) for path in COMMITTED.glob("*.npz")]
     methods = {m["method"] for m in metas if m["kind"] == "select"}
     assert methods == {"streaming", "h2o-last", "snapkv", "rkv", "skipkv"}
-    assert {(m["kind"], m["rules"]) for m in metas} >= {(k, r) for k in ("select", "segment") for r in ("method", "official")}
+    rules = {(kind, rules) for kind in ("select", "segment") for rules in ("method", "official")}
+    assert {(m["kind"], m["rules"]) for m in metas} >= rules
     notes = " ".join(str(m.get("note")) for m in metas)
     assert all(word in notes for word in ("zero", "nohit", "column0", "signs", "same", "period", "real keys", "stream"))
     assert {m.get("tokenizer") for m in metas} >= {"Qwen2.5", "SmolLM2"}

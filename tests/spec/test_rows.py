@@ -85,8 +85,9 @@ def test_rows_hand_their_parameters_to_select(name):
     assert [(c.step, c.layer, c.head) for c in row.trace] == [(60, layer, head) for layer in (0, 1) for head in (0, 1)]
     for c in row.trace:
         want = spec.select(
-            name, cache.keys[c.layer], cache.queries[c.layer], penalties=row.penalties(), budget=budget, weights=method.weights,
-            prompt=n_prompt, seed=11, sequence=(4, 2), layer=c.layer, sums=cache.sums[c.layer], **parameters,
+            name, cache.keys[c.layer], cache.queries[c.layer], penalties=row.penalties(), budget=budget,
+            prompt=n_prompt, seed=11, sequence=(4, 2), layer=c.layer, sums=cache.sums[c.layer],
+            weights=method.weights, **parameters,
         )  # fmt: skip
         np.testing.assert_array_equal(c.kept, want.kept[c.head])
         np.testing.assert_allclose(c.score, want.score[c.head], rtol=1e-9)
