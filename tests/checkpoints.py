@@ -13,21 +13,11 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 # As transformers 4 writes them, cut to what counts.
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 40,
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 16,
+    "intermediate_size": 24, "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "vocab_size": 40,
+}  # fmt: skip
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-06}
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-06, "head_dim": 8}
 
@@ -48,19 +38,21 @@ def pack(tensors):
     return safetensors(raw + b" " * (-len(raw) % 8), data)
 
 
+def write_tokenizer(directory, n):
+    """A tokenizer.json of n words."""
+    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+    (Path(directory) / "tokenizer.json").write_text(json.dumps(whole))
+
+
 def random_tensors(config, dtype="BF16", seed=0):
     """``{name: (dtype, shape, bytes)}`` for a config.json's object; finite random numbers, also in norms and biases."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape, _ in _skipkv.tensors(config.as_dict()):
         values = (rng.standard_normal(shape) * 0.1).astype(np.float32)
-        raw = (
-            values
-            if dtype == "F32"
-            else values.astype(np.float16)
-            if dtype == "F16"
-            else values.view(np.uint16)[..., 1::2]
-        )
+        raw = {"F32": values, "F16": values.astype(np.float16), "BF16": values.view(np.uint16)[..., 1::2]}[dtype]
         tensors[name] = (dtype, shape, raw.tobytes())
     return tensors
 

@@ -3,9 +3,12 @@
 import signal
 
 import pytest
-from harness import VARIANTS
 
 import skipkv
+
+pytest.register_assert_rewrite("harness", "generations")
+
+from harness import VARIANTS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -7,25 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
-from tokenizers import Tokenizer as Raw
-from tokenizers import decoders, models, pre_tokenizers, trainers
+import spec
+from harness import refused, tiny_decoder
 
 import skipkv
 from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
 from skipkv.cli import main
 from skipkv.steering import load_vectors, parse_steering, save_vectors
 from skipkv.tiny.problems import draw
-from skipkv.tokenizer import Tokenizer
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
 PROBLEM = draw(8)[7]["prompt"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return skipkv.load("tiny", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +30,13 @@ def text(model):
 # --- labels and steps
 
 
-@pytest.mark.parametrize(
-    "step, name",
-    [
-        ("Wait, that is odd", "reflection"),
-        (" wait", "reflection"),
-        ("So we await", "execution"),
-        ("Let me check this", "reflection"),
-        ("Alternatively, wait", "transition"),
-        ("Alternatively, let me verify", "reflection"),  # reflection is looked for first
-        ("Another Approach is", "transition"),
-        ("another number", "execution"),
-        ("That's correct", "reflection"),
-        ("I alternatively", "execution"),
-        ("Think differently", "transition"),
-        ("x = 3", "execution"),
-    ],
-)
+@pytest.mark.parametrize("step, name", [
+    ("Wait, that is odd", "reflection"), (" wait", "reflection"), ("So we await", "execution"),
+    ("Let me check this", "reflection"), ("That's correct", "reflection"), ("x = 3", "execution"),
+    ("Alternatively, wait", "transition"), ("I alternatively", "execution"), ("Think differently", "transition"),
+    ("Another Approach is", "transition"), ("another number", "execution"),
+    ("Alternatively, let me verify", "reflection"),  # reflection is looked for first
+])  # fmt: skip
 def test_labels_by_text(step, name):
     assert workshop.label(step) == name
 
@@ -102,16 +85,9 @@ def test_extraction_is_the_difference_of_the_means(model, text):
 
 def test_hidden_states_equal_the_reference(model, text):
     ids = text[0][:60]
-    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
-        weights = {
-            name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-            for name, tensor in checkpoint.tensors.items()
-        }
-        config = checkpoint.config.as_dict()
-    decoder = reference.Decoder(config, weights)
-    cache = reference.Cache(config)
-    decoder.forward(cache, ids)
-    got = model.hidden(ids, [0, 2, config["n_layers"]])
+    cache = spec.Cache(tiny_decoder().config)
+    tiny_decoder().forward(cache, ids)
+    got = model.hidden(ids, [0, 2, model.config.n_layers])
     for mine, theirs in zip(got, (cache.entering[0], cache.entering[2], cache.hidden), strict=True):
         assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(theirs).max()
     some = model.hidden(ids, [2], positions=[5, 59, 5])
@@ -119,9 +95,8 @@ def test_hidden_states_equal_the_reference(model, text):
 
 
 def test_texts_without_rechecks_are_refused(model):
-    with pytest.raises(ConfigError) as error:
+    with refused("texts: expected steps of execution and of re-checking, found 1 and 0"):
         workshop.extract(model, [(model.encode("Dot = 9.\n\nLeo = 4."), 1)], [1], progress=False)
-    assert str(error.value) == "texts: expected steps of execution and of re-checking, found 1 and 0"
 
 
 def test_a_vector_of_our_own_shortens_the_thinking(model):
@@ -141,12 +116,6 @@ def test_a_vector_of_our_own_shortens_the_thinking(model):
 
 @pytest.mark.parametrize("problem", range(5))
 def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, problem):
-    with skipkv.checkpoint.open_checkpoint("tiny") as checkpoint:
-        weights = {
-            name: (checkpoint.view(name).view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-            for name, tensor in checkpoint.tensors.items()
-        }
-        config = checkpoint.config.as_dict()
     steering = Steering.load("tiny", alpha=0.75, gamma=0.01)
     prompt = model.encode(draw(problem + 1)[problem]["prompt"])
     parameters = dict(budget=90, interval=32, tau=0.8, protect="prompt")
@@ -155,13 +124,13 @@ def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, pr
     )[0]  # fmt: skip
     _, _, ways, n_open = model.vocabulary
     think = tuple([[i for i in way if i >= 0] for way in part] for part in (ways[:n_open], ways[n_open:]))
-    theirs = reference.Decoder(config, weights).generate(
-        prompt, 700, reference.Method("skipkv", **parameters),
-        reference.Steering(steering.vector, steering.layer, alpha=0.75, gamma=0.01),
+    theirs, _ = spec.generate(
+        tiny_decoder(), prompt, 700, spec.Method("skipkv", **parameters),
+        spec.Steering(steering.vector, steering.layer, alpha=0.75, gamma=0.01),
         stop=model.stop_ids, texts=model.tokenizer.token_texts, think=think,
     )  # fmt: skip
     assert ours.stats.steered > 3 and ours.stats.compactions > 2
-    assert ours.tokens == theirs.tokens
+    assert ours.tokens == theirs
 
 
 # --- files
@@ -177,12 +146,8 @@ def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
     assert main(["steer", "show", "tiny"]) == 0 and "layer 3: norm" in capsys.readouterr().out
     assert main(["steer", "show", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "layer 1: norm" in shown
-        and "cosine between layers" in shown
-        and f"{found.counts['execution']} execution" in shown
-    )
-    assert "reflection: Wait" in shown
+    said = ("layer 1: norm", "cosine between layers", f"{found.counts['execution']} execution", "reflection: Wait")
+    assert all(words in shown for words in said)
     assert main(["steer", "show", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == found.counts
     steering = parse_steering(f"{path},layer=2,alpha=0.5,scope=all")
@@ -198,24 +163,17 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
     body = "So x = 3.\n\nWait, x = 4.\n\nNow y = 2.\n\nAlternatively, y = 1.\n\n"
     traces.write_text(json.dumps({"prompt": "", "output": "<think>\n" + body + "</think>"}) + "\n")
     out = tmp_path / "v.safetensors"
+    end = ["-o", str(out), "--quiet"]
     if SMOLLM2.exists():
-        assert (
-            main(
-                ["steer", "extract", str(SMOLLM2), "--traces", str(traces), "--layers", "5", "-o", str(out), "--quiet"]
-            )
-            == 0
-        )
+        assert main(["steer", "extract", str(SMOLLM2), "--traces", str(traces), "--layers", "5", *end]) == 0
         # The first step has no blank line before it.
         assert json.loads(load_vectors(out)[1]["counts"]) == {"execution": 1, "reflection": 1, "transition": 1}
     problems = tmp_path / "problems.jsonl"
     problems.write_text(json.dumps(draw(1)[0]) + "\n")
-    assert (
-        main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", "-o", str(out), "--quiet"])
-        == 0
-    )
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
     assert sorted(load_vectors(out)[0]) == [0, 1, 2, 3]
     problems.write_text("{}\n")
-    assert main(["steer", "extract", "tiny", "--problems", str(problems), "-o", str(out), "--quiet"]) == 2
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), *end]) == 2
     assert "line 1: expected an object with a prompt or a problem" in capsys.readouterr().err
 
 
@@ -258,20 +216,16 @@ def archive(path, payload):
         file.writestr("v/data.pkl", payload)
 
 
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        (Evil((print, ("run",))), "expected a tensor, found builtins.print"),
-        (Evil((exec, ("raise SystemExit",))), "expected a tensor, found builtins.exec"),
-        ({"a": 1}, "expected one tensor, found dict"),
-        ([1, 2], "expected one tensor, found list"),
-    ],
-)
+@pytest.mark.parametrize("value, message", [
+    (Evil((print, ("run",))), "expected a tensor, found builtins.print"),
+    (Evil((exec, ("raise SystemExit",))), "expected a tensor, found builtins.exec"),
+    ({"a": 1}, "expected one tensor, found dict"),
+    ([1, 2], "expected one tensor, found list"),
+])  # fmt: skip
 def test_pickles_that_are_no_tensors_run_nothing(tmp_path, capsys, value, message):
     archive(tmp_path / "v.pt", pickle.dumps(value))
-    with pytest.raises(CheckpointError) as error:
+    with refused(f"{tmp_path / 'v.pt'}: {message}", CheckpointError):
         workshop.read_torch_tensor(tmp_path / "v.pt")
-    assert str(error.value) == f"{tmp_path / 'v.pt'}: {message}"
     assert capsys.readouterr().out == ""
 
 
@@ -291,111 +245,3 @@ def test_a_tensor_beyond_its_storage_is_refused():
     for offset, shape, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))):
         with pytest.raises(ValueError, match="beyond its storage"):
             workshop._rebuild(storage, offset, shape, stride)
-
-
-# --- the vocabulary of real tokenizers
-
-
-def test_a_blank_line_of_two_tokens_is_steered_at_the_second():
-    if not SMOLLM2.exists():
-        pytest.skip(f"needs a SmolLM2-135M-Instruct in {SMOLLM2}")
-    model = skipkv.load(SMOLLM2, progress=False)
-    ids = model.encode("<think>\na.\n\nb\nc\n\n\nd")
-    texts = [model.tokenizer.token_texts[i] for i in ids]
-    pairs = [t for t in range(2, len(ids)) if texts[t - 1 : t + 1] == ["\n", "\n"] and texts[t - 2] != "\n"]
-    assert len(pairs) == 1  # this tokenizer has a token for two newlines only where a third one follows
-    expected = sorted(pairs + [t for t, text in enumerate(texts) if "\n\n" in text])
-    assert np.flatnonzero(sentences.blank_lines(ids, model.vocabulary)).tolist() == expected and len(expected) == 2
-    steering = Steering(np.ones(model.config.hidden), 3, scope="all", gamma=0.0)
-    run = model.replay(ids, steering=steering, trace=True, logits=True)
-    assert sorted(run.trace.alphas) == expected
-    assert not np.array_equal(run.logits, model.replay(ids, logits=True).logits)
-
-
-@pytest.fixture(scope="module")
-def qwen_like(tmp_path_factory):
-    """A byte-level BPE that merges newlines with what is before them, as Qwen's does."""
-    raw = Raw(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(__import__("tokenizers").Regex(r" ?[^\s\w]+\n*|\s*\n+|\s+(?!\S)| ?\w+|\s+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    raw.decoder = decoders.ByteLevel()
-    lines = [
-        "<think>\nSo x = 3.\n\nWait, (x)\n again?\n\n</think>\n\n",
-        "Alternative nativ ely Alternatively wait: \n",
-    ] * 40
-    raw.train_from_iterator(
-        lines, trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    )
-    directory = tmp_path_factory.mktemp("qwen")
-    raw.save(str(directory / "tokenizer.json"))
-    return Tokenizer(directory, 420)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    if not SMOLLM2.exists():
-        pytest.skip(f"needs a SmolLM2-135M-Instruct in {SMOLLM2}")
-    return Tokenizer(SMOLLM2, 49152)
-
-
-@pytest.fixture(params=["qwen_like", "smollm2"])
-def tokenizer(request):
-    return request.getfixturevalue(request.param)
-
-
-def test_think_markers_are_found_however_they_are_merged(tokenizer):
-    vocabulary = sentences.vocabulary(tokenizer, 49152)
-    for before, after in (("", "\n"), ("\n", ""), (" ", "\n\n"), ("a", "b")):
-        ids = tokenizer.encode(f"x{before}<think>{after}one two{before}</think>{after}y", add_special_tokens=False)
-        inside, opened = sentences.thinking(ids, vocabulary)
-        assert opened
-        shown = tokenizer.decode([i for i, now in zip(ids, inside, strict=True) if now])
-        assert "one two" in shown.replace("bone", "one") and "y" not in shown and "x" not in shown
-
-
-def test_delimiters_and_markers_of_a_vocabulary(tokenizer):
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152)
-    texts = tokenizer.token_texts
-    delimiters = [texts[i] for i in np.flatnonzero(flags & sentences.DELIMITER)]
-    assert delimiters and all(text.endswith("\n") and not text.rstrip().endswith(":") for text in delimiters)
-    for i in np.flatnonzero(flags & sentences.MARKER):
-        assert texts[i].strip(" ").lower() in ("wait", "alternatively", "again")
-    for run in runs[:: max(1, len(runs) // 200)]:
-        assert "".join(texts[i] for i in run if i >= 0).strip(" ").lower() in ("wait", "alternatively", "again")
-    assert all("\n\n" in texts[i] for i in np.flatnonzero(flags & sentences.PARAGRAPH))
-
-
-def test_official_sets_are_the_last_ids(tokenizer):
-    delimiters, markers = sentences.official_ids(tokenizer)
-    assert delimiters == {tokenizer.encode(s, add_special_tokens=False)[-1] for s in sentences.OFFICIAL_DELIMITERS}
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152, "official", "official")
-    assert set(np.flatnonzero(flags & sentences.DELIMITER)) == delimiters and len(runs) == 0
-    assert set(np.flatnonzero(flags & sentences.MARKER)) == markers
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the recorded traces beside the repository")
-def test_spans_and_labels_of_real_traces(tokenizer):
-    vocab = len(tokenizer.token_texts)
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, vocab)
-    none = np.zeros((0, sentences.WAY), np.int32)
-    n_sentences = n_labelled = 0
-    for file in sorted(SHARED.glob("traces_*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines()[:4]:
-            ids = tokenizer.encode(json.loads(line)["output"][:6000], add_special_tokens=False)
-            texts = [tokenizer.token_texts[i] for i in ids]
-            expected = reference.segment(ids, texts)
-            from_core = skipkv._skipkv.segment(np.array(ids, np.int32), (flags, runs, none, 0), vocab, 0, 0)
-            on_arrays = skipkv.segment(ids, texts)
-            for spans, labels, closed in (from_core, (on_arrays.spans, on_arrays.labels, on_arrays.closed)):
-                assert np.array_equal(spans, expected.spans)
-                assert np.array_equal(labels, expected.labels)
-                assert np.array_equal(closed, expected.closed)
-            # Every token up to the last delimiter lies in exactly one span.
-            covered = [t for first, last in expected.spans for t in range(first, last + 1)]
-            assert covered == list(range(len(covered)))
-            assert not any(sentences.is_delimiter(text) for text in texts[len(covered) :])
-            n_sentences += len(labels)
-            n_labelled += int(labels.sum())
-    assert n_sentences > 100 and 0 < n_labelled < n_sentences

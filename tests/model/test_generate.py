@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from generations import PROBLEMS, VECTOR, facts, make, run, running, same, stream, work_of
+from generations import PROBLEMS, VECTOR, facts, like, make, run, running, same, stream, work_of
 from harness import ALL, EVICTING, refused
 
 import skipkv
@@ -59,7 +59,7 @@ def test_text_is_the_decoding_of_the_tokens_and_of_the_stream(model, method):
     options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 3, "n": 2}
     outs = run(model, PROBLEMS[:4], method, **options)
     pieces, tokens, last = {}, {}, {}
-    for event in stream(model, PROBLEMS[:4], method, **options):
+    for event in stream(model, PROBLEMS[:4], method, progress=True, **options):
         key = event.prompt, event.sample
         assert key not in last  # nothing follows the last one
         pieces[key] = pieces.get(key, "") + event.text
@@ -239,6 +239,13 @@ def test_thinking_is_counted(model):
     closed = skipkv.segment(ids[:-1], [texts[i] for i in ids[:-1]])
     inside = (closed.closed > ids.index(open_id)) & (closed.closed < ids.index(close_id))
     assert out.stats.sentences == len(closed) and out.stats.thoughts == closed.labels[inside].sum() > 5
+
+
+def test_without_a_tokenizer(model):
+    ids = model.encode(PROBLEMS[0])
+    out = run(like(model, tokenizer=None), ids, make("skipkv"), trace=True)[0]
+    assert out.tokens == run(model, ids, make("rkv"))[0].tokens  # without sentences, skipkv scores as rkv
+    assert out.text == "" and out.trace.texts[:3] == [str(i) for i in ids[:3]] and out.trace.sentences == []
 
 
 def test_a_run_that_never_compacts_says_so(model):

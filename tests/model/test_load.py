@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import LLAMA, write
-from test_tables import CONFIG
+from checkpoints import LLAMA, write, write_tokenizer
+from harness import VARIANTS, refused
 
 import skipkv
 from skipkv import _skipkv
 from skipkv.checkpoint import ModelConfig
 
-VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 SOURCE = str(Path(skipkv.__file__).parents[1])
 
 
@@ -26,12 +25,6 @@ def run(code, *arguments, **environment):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def write_tokenizer(directory, n):
-    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
-    (directory / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
 # --- memory ---
@@ -82,15 +75,14 @@ def test_loading_holds_the_weights_about_once(big):
 # --- the variant of the kernels ---
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_environment_forces_a_variant(variant, monkeypatch, capsys):
-    monkeypatch.setenv("SKIPKV_CPU", variant)
+def test_the_environment_forces_a_variant(backend, capsys):
     model = skipkv.load("tiny", threads=2)
-    assert model._core.variant == variant and variant in repr(model)
+    assert model._core.variant == backend and backend in repr(model)
     # name, parameters, bytes
-    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {variant}, 2 threads\n"
-    captured = capsys.readouterr()
-    assert captured.err == expected and captured.out == ""
+    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {backend}, 2 threads\n"
+    assert capsys.readouterr() == ("", expected)
+    skipkv.load("tiny", threads=2, progress=False)
+    assert capsys.readouterr() == ("", "")
     # Two bytes a weight, and four in the 9 norms of 256; the kernels pad the vocabulary to whole blocks of rows.
     assert 0 <= model._core.n_bytes - (2 * 2479360 + 2 * 9 * 256) <= 2 * 256 * 64
 
@@ -103,38 +95,11 @@ def test_the_best_variant_is_the_default(monkeypatch):
 
 def test_an_unknown_variant_is_refused(monkeypatch):
     monkeypatch.setenv("SKIPKV_CPU", "sse9")
-    with pytest.raises(skipkv.ConfigError) as error:
+    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512'):
         skipkv.load("tiny", progress=False)
-    assert str(error.value) == 'CPU variant "sse9" is unknown; allowed: generic, avx2, avx512'
 
 
-def test_without_progress_nothing_is_printed(capsys):
-    skipkv.load("tiny", progress=False)
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
-
-
-# --- parameters ---
-
-
-@pytest.mark.parametrize(
-    "options, kind, message",
-    [
-        (dict(device="cuda"), skipkv.BackendError, "device is 'cuda'; this version computes on the CPU only"),
-        (dict(device="gpu"), skipkv.BackendError, "device is 'gpu'; allowed: cpu"),
-        (dict(dtype="f16"), skipkv.ConfigError, "dtype is 'f16'; allowed: auto, f32, bf16"),
-        (dict(dtype=None), skipkv.ConfigError, "dtype is None; allowed: auto, f32, bf16"),
-        (dict(threads=0), skipkv.ConfigError, "threads is 0; allowed: integers from 1 to 1024"),
-        (dict(threads=1025), skipkv.ConfigError, "threads is 1025; allowed: integers from 1 to 1024"),
-        (dict(threads=True), skipkv.ConfigError, "threads is True; allowed: integers from 1 to 1024"),
-        (dict(threads=2.0), skipkv.ConfigError, "threads is 2.0; allowed: integers from 1 to 1024"),
-        (dict(threads="2"), skipkv.ConfigError, "threads is '2'; allowed: integers from 1 to 1024"),
-    ],
-)
-def test_bad_parameters(options, kind, message):
-    with pytest.raises(kind) as error:
-        skipkv.load("tiny", progress=False, **options)
-    assert type(error.value) is kind and str(error.value) == message
+# --- types ---
 
 
 @pytest.mark.parametrize("stored, auto", [("BF16", "bf16"), ("F16", "f32"), ("F32", "f32")])
@@ -156,16 +121,6 @@ def test_half_precision_is_widened_without_loss(tmp_path):
     ids = np.random.default_rng(0).integers(0, 40, 100).tolist()
     narrow, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False).logits(ids) for dtype in ("bf16", "f32"))
     assert np.abs(narrow - wide).max() <= 1e-5 * np.abs(wide).max()
-
-
-# --- beside each other ---
-
-PROMPTS = [list(np.random.default_rng(i).integers(3, CONFIG["vocab"], 20 + 17 * i)) for i in range(6)]
-RUNS = [
-    dict(max_new_tokens=60, rows=4, stop_ids=()),
-    dict(max_new_tokens=90, rows=2, stop_ids=(), method="skipkv:budget=64,interval=16"),
-    dict(max_new_tokens=50, rows=3, stop_ids=(), temperature=0.8, seed=3, method="snapkv:budget=48,interval=16"),
-]
 
 
 # --- side effects ---

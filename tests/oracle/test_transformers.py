@@ -3,28 +3,29 @@
 The oracle computes in float32 from the directory that we load, whatever type it is stored in.
 """
 
-import functools
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import spec
+from checkpoints import write_tokenizer
+from harness import TINY, decoder_parts
 
 import skipkv
-from skipkv import _skipkv
 from skipkv.tiny.problems import draw
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
+pytestmark = pytest.mark.oracle
+
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 FLOAT32 = {"dtype" if FIVE else "torch_dtype": torch.float32}
 # Of the largest logit: two float32 computations sum in different orders. Best logits nearer than this decide nothing.
@@ -110,15 +111,6 @@ CASES = {
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
-def write_tokenizer(directory, n):
-    """A tokenizer.json of n words."""
-    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
-    (Path(directory) / "tokenizer.json").write_text(
-        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model})
-    )
-
-
 def save_random(directory, family, shape, options, theta, scaling, stored, sharded, spelling, seed):
     heads, kv_heads, head_dim, hidden = shape
     torch.manual_seed(seed)
@@ -154,28 +146,26 @@ def saved(request, tmp_path_factory):
     return SimpleNamespace(directory=directory, oracle=oracle_of(directory), ids=ids)
 
 
-@functools.cache
-def far_from_uniform(directory):
-    ids = torch.tensor(np.random.default_rng(2).integers(0, VOCAB, (1, 100)))
-    oracle = oracle_of(directory, attn_implementation="eager")
-    with torch.inference_mode():
-        out = oracle(ids, output_attentions=True)
-    # As many slots as would, looked at evenly, give the same sum of squares.
-    slots = [1 / (p[0, :, -1] ** 2).sum(-1) for p in out.attentions]
-    words = 1 / (out.logits[0].softmax(-1) ** 2).sum(-1)
-    return float(torch.stack(slots).mean()) / 100, float(words.mean()) / VOCAB
-
-
+@torch.inference_mode()
 def test_random_weights_attend_and_speak_unevenly(saved):
-    attention, logits = far_from_uniform(saved.directory)
-    assert attention < 0.5 and logits < 0.5
+    oracle = oracle_of(saved.directory, attn_implementation="eager")
+    out = oracle(torch.tensor([saved.ids[:100]]), output_attentions=True)
+    # As many slots as would, looked at evenly, give the same sum of squares.
+    slots = torch.stack([1 / (p[0, :, -1] ** 2).sum(-1) for p in out.attentions])
+    words = 1 / (out.logits[0].softmax(-1) ** 2).sum(-1)
+    assert slots.mean() < 0.5 * 100 and words.mean() < 0.5 * VOCAB
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits(saved, variant, monkeypatch):
-    monkeypatch.setenv("SKIPKV_CPU", variant)
+def test_the_specification_has_the_same_logits(saved):
+    ids = saved.ids[:64]
+    want = oracle_logits(saved.oracle, ids)
+    got = spec.Decoder(*decoder_parts(saved.directory)).logits(ids)
+    assert np.abs(got - want).max() <= RTOL * np.abs(want).max()  # float32 against float64
+
+
+def test_logits(saved, backend):
     model = skipkv.load(saved.directory, dtype="f32", progress=False)
-    assert model._core.variant == variant and model.dtype == "f32"
+    assert model._core.variant == backend and model.dtype == "f32"
     for n in LENGTHS:
         assert error(model.logits(saved.ids[:n]), oracle_logits(saved.oracle, saved.ids[:n])) <= RTOL, f"{n} tokens"
     shifted = oracle_logits(saved.oracle, saved.ids[1:])  # the bound tells right from wrong
@@ -188,9 +178,7 @@ def greedy(saved):
     return prompts, oracle_greedy(saved.oracle, prompts, 200)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_continuations(saved, greedy, variant, monkeypatch):
-    monkeypatch.setenv("SKIPKV_CPU", variant)
+def test_greedy_continuations(saved, greedy, backend):
     prompts, expected = greedy
     model = skipkv.load(saved.directory, dtype="f32", progress=False)
     outs = model.generate(prompts, max_new_tokens=200, stop_ids=(), cache="f32", progress=False)
@@ -206,15 +194,13 @@ PROBLEMS = draw(200)
 
 @pytest.fixture(scope="module")
 def tiny_greedy():
-    oracle = oracle_of(Path(str(files("skipkv.tiny"))))
+    oracle = oracle_of(TINY)
     tokenizer = skipkv.load("tiny", progress=False).tokenizer
     prompts = [tokenizer.encode(problem["prompt"]) for problem in PROBLEMS[::25]]
     return prompts, oracle_greedy(oracle, prompts, 1600, {tokenizer.eos_id})
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, variant, monkeypatch):
-    monkeypatch.setenv("SKIPKV_CPU", variant)
+def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, backend):
     prompts, expected = tiny_greedy
     model = skipkv.load("tiny", dtype="f32", progress=False)
     outs = model.generate(prompts, max_new_tokens=1600, cache="f32", progress=False)
@@ -259,7 +245,7 @@ NEW = 140
 def smol():
     directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv" / "models" / NAME
     if not directory.exists():
-        tool = Path(__file__).resolve().parents[2] / "shared" / "tools" / "get_model.py"
+        tool = Path(__file__).resolve().parents[3] / "shared" / "tools" / "get_model.py"
         missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
         if missing or not tool.exists():
             pytest.skip(f"{directory} is absent, and cannot be made without {' and '.join(missing) or tool}")
@@ -299,11 +285,9 @@ def test_smollm2_logits(smol, smol_f32):
         assert error(smol_f32.logits(smol.texts[i]), want) <= RTOL
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_smollm2_logits_of_every_variant(smol, variant, monkeypatch):
-    monkeypatch.setenv("SKIPKV_CPU", variant)
+def test_smollm2_logits_of_every_variant(smol, backend):
     model = skipkv.load(smol.directory, dtype="f32", progress=False)
-    assert model._core.variant == variant
+    assert model._core.variant == backend
     assert error(model.logits(smol.texts[0]), smol.logits[0]) <= RTOL
 
 
@@ -323,8 +307,8 @@ def test_smollm2_in_bf16_says_the_same(smol, cache):
 
 
 def test_the_comparison_of_speeds_runs():
-    script = Path(__file__).parent / "bench" / "compare.py"
-    command = [sys.executable, script, str(files("skipkv.tiny")), "--repeats", "1", "--steps", "1", "--json"]
+    script = Path(__file__).parents[1] / "bench" / "compare.py"
+    command = [sys.executable, script, TINY, "--repeats", "1", "--steps", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""§2, §3, §5, §6 of the specification by hand: scores, and which slots a method keeps."""
+"""§2, §3, §5, §6 by hand: scores, and which slots a method keeps, the specification's and the engine's."""
 
 import itertools
 import math
@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 
+import skipkv
 import spec
+
+
+@pytest.fixture(params=[spec.select, skipkv.select], ids=["spec", "engine"])
+def select(request):
+    return request.param
 
 
 def test_redundancy_zeroes_the_last_hit_of_every_row():
@@ -46,12 +52,12 @@ def test_importance_takes_the_group_maximum_and_pools_with_clipped_ends():
     np.testing.assert_allclose(got.importance, [want])
 
 
-def test_h2o_last_means_over_heads_and_reads_the_last_query():
+def test_h2o_last_means_over_heads_and_reads_the_last_query(select):
     keys = np.array([[[1.0], [0], [5]], [[0.0], [3], [5]]])  # two KV heads, two candidates
     queries = np.array([[[9.0], [1.0]], [[-9.0], [1.0]]])
     first = (math.e / (math.e + 1) + 1 / (math.e**3 + 1)) / 2
-    got = spec.select("h2o-last", keys, queries, budget=2, window=8)
-    np.testing.assert_allclose(got.score, [[first, 1 - first]] * 2)
+    got = select("h2o-last", keys, queries, budget=2, window=8)
+    np.testing.assert_allclose(got.score, [[first, 1 - first]] * 2, rtol=1e-6)
     np.testing.assert_array_equal(got.kept, [[1, 2], [1, 2]])  # head 0 alone would keep slot 0
 
 
@@ -68,11 +74,14 @@ def test_ties_go_to_the_lower_slot():
     np.testing.assert_array_equal(spec.keep_highest(score, last, 3), [1, 5, 6])
 
 
-def test_equal_keys_keep_the_oldest():
-    keys, queries = np.full((1, 20, 8), 0.3), np.ones((2, 4, 8))
+def test_equal_keys_keep_the_oldest_that_no_penalty_takes(select):
+    keys, queries, newest = np.full((1, 20, 8), 0.25), np.ones((2, 4, 8)), [16, 17, 18, 19]
     for method in ("snapkv", "rkv", "skipkv"):
-        kept = spec.select(method, keys, queries, budget=9, window=4).kept
-        np.testing.assert_array_equal(kept, [[0, 1, 2, 3, 4, 16, 17, 18, 19]], err_msg=method)
+        kept = select(method, keys, queries, budget=9, window=4).kept
+        np.testing.assert_array_equal(kept, [[0, 1, 2, 3, 4, *newest]], err_msg=method)
+        kept = select(method, keys, queries, budget=9, window=4, penalties=[[0, 2, 0.9]]).kept
+        first = [3, 4, 5, 6, 7] if method == "skipkv" else [0, 1, 2, 3, 4]
+        np.testing.assert_array_equal(kept, [[*first, *newest]], err_msg=method)
 
 
 def test_penalty_wants_two_held_tokens_only_under_the_official_rule():
@@ -81,18 +90,18 @@ def test_penalty_wants_two_held_tokens_only_under_the_official_rule():
     np.testing.assert_array_equal(spec.penalty(positions, penalties, compat="official"), [0, 0.97, 0.97, 0, 0])
 
 
-def test_h2o_keeps_half_by_recency_and_half_by_sum():
+def test_h2o_keeps_half_by_recency_and_half_by_sum(select):
     keys, queries = np.zeros((2, 12, 4)), np.zeros((2, 8, 4))
     sums = np.array([[1.0, 9, 1, 8, 2, 7, 0, 0, 99, 0, 0, 0], np.zeros(12)])
-    kept = spec.select("h2o", keys, queries, budget=8, window=2, sums=sums).kept
+    kept = select("h2o", keys, queries, budget=8, window=2, sums=sums).kept
     np.testing.assert_array_equal(kept, [[1, 3, 4, 5, 8, 9, 10, 11], [0, 1, 2, 3, 8, 9, 10, 11]])
 
 
-def test_streaming_with_sinks_and_prompt():
+def test_streaming_with_sinks_and_prompt(select):
     keys, queries = np.zeros((1, 12, 4)), np.zeros((1, 8, 4))
-    kept = spec.select("streaming", keys, queries, budget=6, sinks=2).kept
+    kept = select("streaming", keys, queries, budget=6, sinks=2).kept
     np.testing.assert_array_equal(kept, [[0, 1, 8, 9, 10, 11]])
-    kept = spec.select("streaming", keys, queries, budget=6, sinks=2, protect="prompt", prompt=5).kept
+    kept = select("streaming", keys, queries, budget=6, sinks=2, protect="prompt", prompt=5).kept
     np.testing.assert_array_equal(kept, [[0, 1, 2, 3, 4, 11]])
 
 
@@ -109,7 +118,7 @@ def test_protection_and_budget_per_head():
         spec.select("rkv", keys, queries, budget=14, protect="prompt", prompt=10)
 
 
-def test_random_numbers():
+def test_random_numbers(select):
     assert spec.splitmix64(0) == 0xE220A8397B1DCDAF  # published first outputs of SplitMix64
     assert spec.splitmix64(1234567) == 6457827717110365317
     # from a C program of five lines
@@ -117,7 +126,7 @@ def test_random_numbers():
     assert spec.noise(7, (3, 1), 2, 5, 1000) == 2293795 / 2**24
     assert spec.noise(2**64 - 1, (1, 0), 27, 7, 16383) == 7282266 / 2**24
     where = {"seed": 7, "sequence": (3, 1), "layer": 2, "positions": np.arange(12) * 5}
-    score = spec.select("random", np.zeros((1, 12, 2)), np.zeros((1, 8, 2)), budget=9, **where).score
+    score = select("random", np.zeros((1, 12, 2)), np.zeros((1, 8, 2)), budget=9, **where).score
     assert score[0, 3] == spec.noise(7, (3, 1), 2, 0, 15)
 
 
