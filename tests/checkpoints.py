@@ -5,9 +5,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv import CheckpointError, _skipkv
+from skipkv.checkpoint import ModelConfig, open_checkpoint
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -18,6 +19,8 @@ LLAMA = {
     "num_key_value_heads": 2, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16", "vocab_size": 40,
 }  # fmt: skip
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}  # fmt: skip
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-06}
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-06, "head_dim": 8}
 
@@ -76,3 +79,33 @@ def write(directory, config=None, tensors=None, dtype="BF16", shards=1, **change
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return tensors
+
+
+def read(directory, base=LLAMA, **changes):
+    """The configuration that a config.json of these values gives."""
+    values = {key: value for key, value in (base | changes).items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(values))
+    return ModelConfig.from_json(directory / "config.json")
+
+
+def refusal(directory):
+    """The sentence with which this directory is refused."""
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(directory)
+    return str(error.value).replace(str(directory), "DIR")
+
+
+def check_invariants(checkpoint):
+    """What the engine relies on without looking again."""
+    needed = {name: shape for name, shape, _ in _skipkv.tensors(checkpoint.config.as_dict())}
+    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == needed
+    end = {}
+    for name, tensor in checkpoint.tensors.items():
+        assert tensor.name == name and tensor.n_bytes == BYTES[tensor.dtype] * int(np.prod(tensor.shape))
+        assert end.get(tensor.file, 8) <= tensor.offset  # file order, no overlap
+        end[tensor.file] = tensor.offset + tensor.n_bytes
+        view = checkpoint.view(name)
+        assert view.nbytes == tensor.n_bytes and not view.flags.writeable or tensor.offset % BYTES[tensor.dtype]
+        assert view.ctypes.data % BYTES[tensor.dtype] == 0
+    for file, last in end.items():
+        assert last <= file.stat().st_size

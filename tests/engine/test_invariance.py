@@ -12,7 +12,10 @@ from harness import ALL, EVICTING, RUN, STEERING, assert_same, assert_same_trace
 import skipkv
 from skipkv import Steering, _skipkv
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
+pytestmark = [
+    pytest.mark.sanitize,
+    pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token"),
+]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The model in the box without a method

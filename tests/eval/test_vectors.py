@@ -191,6 +191,7 @@ def test_files_that_are_no_vectors_are_refused(tmp_path):
 # --- released tensors
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_released_tensors_are_read_without_torch(tmp_path, dtype):
     torch = pytest.importorskip("torch")

@@ -222,6 +222,7 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
+@pytest.mark.oracle
 def test_ids_and_texts_are_those_of_transformers(pair):
     ours, oracle = pair
     for text in TEXTS + CORPUS[:4]:
@@ -243,6 +244,7 @@ CHATS = [
 ]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize(
     "variables", [{}, {"enable_thinking": False, "tools": [{"name": "é<b>", "n": [1, None]}], "bos_token": "!"}]

@@ -148,6 +148,7 @@ assert not (heavy or written or connected), (heavy, written, connected)
 USE = 'skipkv.load("tiny", progress=False).generate("1", max_new_tokens=2, progress=False)'
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("then", ["", USE], ids=["import", "use"])
 def test_importing_changes_nothing_outside(tmp_path, monkeypatch, then):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,6 @@ The oracle computes in float32 from the directory that we load, whatever type it
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,15 +206,6 @@ def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, backend):
     assert check_greedy(outs, expected) == sum(len(out.tokens) for out in outs) > 3000
     for out, (tokens, _) in zip(outs, expected, strict=True):
         assert out.text == model.tokenizer.decode(tokens) and out.finish_reason == "stop"
-
-
-def test_tiny_solves_its_problems():
-    model = skipkv.load("tiny", progress=False)
-    outs = model.generate([problem["prompt"] for problem in PROBLEMS], max_new_tokens=1600, rows=32, progress=False)
-    answers = [(re.findall(r"\\boxed\{([^}]*)\}", out.text) or [None])[-1] for out in outs]
-    right = [answer == problem["answer"] for answer, problem in zip(answers, PROBLEMS, strict=True)]
-    # Trained to 300 right of 300 others; weights and cache are bf16 here.
-    assert len(right) == 200 and np.mean(right) >= 0.99, f"{sum(right)} of 200"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
