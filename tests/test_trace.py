@@ -15,7 +15,7 @@ import skipkv
 from skipkv import Custom, Steering, Trace, _skipkv
 from skipkv.methods import CLASSES, COMPACTS, TABLE
 from skipkv.tiny.problems import draw
-from skipkv.trace import SCORES
+from skipkv.trace import SCORES, StoredMethod
 
 PROBLEMS = [problem["prompt"] for problem in draw(200)]
 PARAMETERS = {"budget": 48, "interval": 32}
@@ -289,6 +289,27 @@ def test_a_saved_trace_comes_back_equal(model, level, tmp_path):
         same_trace(loaded, trace)
         assert loaded.settings == trace.settings and loaded.settings["seed"] == 7
         assert bool(trace.compactions) == (name != "full") and trace.alphas and trace.sentences
+
+
+def test_a_stored_score_of_ones_own_says_what_it_was(model, tmp_path):
+    def mine(c):
+        return -c.keys[: c.n_candidates, 0]
+
+    method = Custom(mine, budget=48, interval=32, evict=False)
+    trace = generate(model, method)[0].trace
+    assert trace.method is method
+    trace.save(tmp_path / "t.npz")
+    stored = Trace.load(tmp_path / "t.npz").method
+    assert isinstance(stored, StoredMethod) and str(stored) == str(method)
+    assert (stored.name, stored.evict) == ("custom", False)
+    assert stored.parameters == {"score": "mine", "budget": "48", "interval": "32", "evict": "False"}
+    assert Trace([], [], 0, 1, 1, "rkv:budget=48").method == skipkv.RKV(48)
+    assert Trace([], [], 0, 1, 1, "rkv:budget=48,depth=2").method.parameters["depth"] == "2"
+
+
+def test_sentences_have_names(model):
+    for s in generate(model, make("skipkv"))[0].trace.sentences:
+        assert s == (s.first, s.last, s.closed, s.thought, s.similarity, s.repeats) and s.first <= s.last
 
 
 def test_a_trace_needs_neither_model_nor_its_file_to_be_named_npz(model, tmp_path):
