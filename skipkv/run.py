@@ -289,39 +289,34 @@ class Run:
             row.ids.pop()
         return row
 
-    def _fork(self, template: _Row, sample: int) -> _Row:
-        number = self.session.fork(template.number, template.limit, sample)
-        return self._from_template(template, number, sample)
-
-    def _from_template(self, template: _Row, number: int, sample: int) -> _Row:
+    def _from_template(self, sample: int, number: int) -> _Row:
+        """The row of this number goes on from the prefilled prompt: a copy, or the template itself."""
+        template = self.template
+        if number == template.number:
+            self.template = None
         return self._row(number, template.prompt, sample, fed=template.fed, alphas=dict(template.alphas))
-
-    def _samples_waiting(self, prompt: int) -> int:
-        return sum(1 for waiting, _ in self.queue if waiting == prompt)
 
     def _admit(self) -> None:
         """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""
         if self.options.grouping and self.active:
             return  # static groups: all of one end before the next begins
         while self.queue and len(self.active) < self.options.rows:
-            prompt, sample = self.queue[0]
-            template = self.template
+            (prompt, sample), template = self.queue[0], self.template
+            waiting = [s for p, s in self.queue if p == prompt]
             try:
-                if template is not None:
-                    if template.fed < len(template.ids):
-                        return  # its prompt is not through yet
-                    if self._samples_waiting(prompt) == 1:  # the last one needs no copy
-                        self.active.append(self._from_template(template, template.number, sample))
-                        self.template = None
-                    else:
-                        self.active.append(self._fork(template, sample))
-                elif self._samples_waiting(prompt) > 1 and len(self.prompts[prompt]) > 1:
-                    # Opened as the last sample, which will take the row over.
-                    self.template = self._open(prompt, max(s for p, s in self.queue if p == prompt), template=True)
-                    return
+                if template is None:
+                    shared = len(waiting) > 1 and len(self.prompts[prompt]) > 1
+                    # What is shared is opened as the last sample, which will take the row over.
+                    row = self._open(prompt, max(waiting) if shared else sample, template=shared)
+                    if shared:
+                        self.template = row
+                        return
+                elif template.fed < len(template.ids):
+                    return  # its prompt is not through yet
+                elif len(waiting) == 1:  # the last one needs no copy
+                    row = self._from_template(sample, template.number)
                 else:
-                    self.active.append(self._open(prompt, sample, template=False))
-                self.queue.popleft()
+                    row = self._from_template(sample, self.session.fork(template.number, template.limit, sample))
             except CapacityError:
                 if self.active:
                     return  # a row that ends makes room
@@ -329,10 +324,10 @@ class Run:
                     raise
                 # Prompt and copy do not fit together: the prompt's row becomes its last sample, the others are
                 # prefilled again.
-                last = max(s for p, s in self.queue if p == template.prompt)
-                self.active.append(self._from_template(template, template.number, last))
-                self.queue.remove((template.prompt, last))
-                self.template = None
+                sample = max(waiting)
+                row = self._from_template(sample, template.number)
+            self.active.append(row)
+            self.queue.remove((prompt, sample))
 
     # -- steps
 
@@ -428,30 +423,23 @@ class Run:
         found = [at for at in (text.find(stop) for stop in self.options.stop) if at >= 0]
         if found:
             return text[: min(found)], True
-        keep = 0
-        for stop in () if last else self.options.stop:
-            for n in range(min(len(stop) - 1, len(text)), keep, -1):
-                if text.endswith(stop[:n]):
-                    keep = n
-                    break
+        begun = (n for stop in self.options.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        keep = 0 if last else max(begun, default=0)
         row.held_back = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
     def _finish(self, row: _Row, reason: str) -> Generation:
-        generation = self._generation(row, reason)
-        self.session.close(row.number)
-        self.active.remove(row)
-        self.outputs[row.prompt, row.sample] = generation
-        return generation
-
-    def _generation(self, row: _Row, reason: str) -> Generation:
         o, n = self.options, row.n_prompt
         settings = {"prompt": row.prompt, "sample": row.sample, "seed": o.seed, "temperature": o.temperature}
-        return Generation(
+        generation = Generation(
             self.method, row.steering, "".join(row.pieces), row.ids[n:], reason, row.ids[:n], row.prompt, row.sample,
             self.recorder.stats(row, len(row.ids), o.full_length),
             self.recorder.trace(row, row.ids, **settings) if o.trace else None,
         )  # fmt: skip
+        self.session.close(row.number)
+        self.active.remove(row)
+        self.outputs[row.prompt, row.sample] = generation
+        return generation
 
     def _interrupted(self) -> Iterator[Event]:
         for row in list(self.active):
@@ -460,10 +448,8 @@ class Run:
             text = row.pieces[-1] if row.pieces else ""
             yield Event(row.prompt, row.sample, None, text, self._finish(row, "interrupted"))
         for prompt, sample in self.queue:
-            ids = self.prompts[prompt]
-            generation = Generation(
-                self.method, self.steering[prompt], "", [], "interrupted", list(ids), prompt, sample
-            )
+            ids = list(self.prompts[prompt])
+            generation = Generation(self.method, self.steering[prompt], "", [], "interrupted", ids, prompt, sample)
             self.outputs[prompt, sample] = generation
             yield Event(prompt, sample, None, "", generation)
 
@@ -476,9 +462,8 @@ class Run:
         steered = [g for g in self.outputs.values() if g.stats and self.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.steering[steered[0].prompt].scope
-            warnings.warn(
-                f"steering steered no token: none in scope {scope!r} holds a blank line", stacklevel=stacklevel
-            )
+            text = f"steering steered no token: none in scope {scope!r} holds a blank line"
+            warnings.warn(text, stacklevel=stacklevel)
 
     def results(self, complete: bool = True) -> list[Generation]:
         """In order of prompt and sample; with complete=False only those that have ended."""

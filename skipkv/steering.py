@@ -120,8 +120,8 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
         vectors = {}
         for name, tensor in tensors.items():
             layer = name.removeprefix("layer.")
-            number = layer != name and re.fullmatch(r"[0-9]{1,9}", layer)
-            if not number or tensor.dtype != "F32" or len(tensor.shape) != 1:
+            digits = layer != name and re.fullmatch(r"[0-9]{1,9}", layer)
+            if not digits or tensor.dtype != "F32" or len(tensor.shape) != 1:
                 found = f"{name!r} {tensor.dtype} {list(tensor.shape)}"
                 raise CheckpointError(f"{path}: expected tensors layer.N of F32 [hidden], found {found}")
             vectors[int(layer)] = np.frombuffer(mapped[tensor.offset : tensor.offset + tensor.n_bytes], np.float32)

@@ -6,23 +6,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from skipkv.commands.options import METHOD_HELP, add_model, load_model
+from skipkv.commands.options import METHOD_HELP, add_model, add_numbers, load_model
 from skipkv.errors import ConfigError
 from skipkv.load.texts import read_prompts
 from skipkv.results import Generation
-from skipkv.run import Options
 from skipkv.steering import parse_run
 from skipkv.tiny.problems import draw
 
 HELP = "Continue prompts."
 PROBLEMS = 100_000  # held-out ones that can be named by number
-NUMBERS = {"max_new_tokens": None, "temperature": None, "top_k": None, "top_p": None, "min_p": None, "seed": None,
-           "rows": "sequences in flight at once",
-           "brake": "step in after so many repeated sentences in a row"}  # fmt: skip
+NUMBERS = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed"), "") | {
+    "rows": "sequences in flight at once", "brake": "step in after so many repeated sentences in a row",
+}  # fmt: skip
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], help="a text that ends the generation; may be given several times"
     )
-    defaults = {field.name: field.default for field in fields(Options)}
-    for name, text in NUMBERS.items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=type(defaults[name]), default=defaults[name], help=text)
+    add_numbers(parser, **NUMBERS)
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache")
     parser.add_argument("--trace", metavar="FILE.npz", help="record what was kept")
     parser.add_argument("--trace-scores", action="store_true", help="with every candidate's scores")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 
 from skipkv.checks import CONSTANTS
 from skipkv.errors import ConfigError
 from skipkv.model import Model, load
+from skipkv.run import Options
 
 METHOD_HELP = (
     'what the cache keeps, e.g. "rkv:budget=1024,mix=0.07" or "skipkv:budget=512+steer:vector.safetensors,alpha=1"; '
@@ -34,6 +36,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     add_types(parser, ["auto", *CONSTANTS["weight_dtypes"]], "auto")
     add_common(parser)
+
+
+def add_numbers(parser: argparse.ArgumentParser, **helps: str) -> None:
+    """Fields of `Options` that are numbers, under their names and with their defaults; helps may be empty."""
+    for field in fields(Options):
+        if field.name in helps:
+            option = "--" + field.name.replace("_", "-")
+            parser.add_argument(option, type=type(field.default), default=field.default, help=helps[field.name] or None)
 
 
 def load_model(args: argparse.Namespace) -> Model:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from skipkv.checks import integer
-from skipkv.commands.options import add_common, integers
+from skipkv.commands.options import add_common, add_numbers, integers
 from skipkv.errors import ConfigError
 from skipkv.load.texts import json_lines, read_texts
 from skipkv.model import Model, load
@@ -19,6 +19,7 @@ from skipkv.steering import load_vectors
 from skipkv.vectors import extract, import_released
 
 HELP = "Make, show and import steering vectors."
+NUMBERS = ("max_new_tokens", "temperature", "seed", "rows")
 TEMPLATE = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
 
@@ -45,10 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     e.add_argument("--limit", type=int, help="only the first problems or traces")
     e.add_argument("--tokens", type=int, help="only the first tokens of each trace")
     e.add_argument("--template", default=TEMPLATE, help="{} is the problem")
-    e.add_argument("--max-new-tokens", type=int, default=4096)
-    e.add_argument("--temperature", type=float, default=0.0)
-    e.add_argument("--seed", type=int, default=0)
-    e.add_argument("--rows", type=int, default=16)
+    add_numbers(e, **dict.fromkeys(NUMBERS, ""))
     s = command("show", _show, "Print counts, norms, cosines and examples of a file of vectors.")
     s.add_argument("file", help="of steer extract or steer import; or tiny, the vector in the box")
     s.add_argument("--json", action="store_true")
@@ -90,10 +88,8 @@ def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int]
         except (KeyError, TypeError, AttributeError):
             expected = "an object with a prompt or a problem"
             raise ConfigError(f"{args.problems}: line {number}: expected {expected}") from None
-    outs = model.generate(
-        prompts, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed, rows=args.rows,
-        progress=not args.quiet,
-    )  # fmt: skip
+    numbers = {name: getattr(args, name) for name in NUMBERS}
+    outs = model.generate(prompts, progress=not args.quiet, **numbers)
     return [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in outs]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.eval import bootstrap, compare
+from skipkv.eval import Table, bootstrap, compare
 from skipkv.eval.fidelity import plot, table
 from skipkv.load.texts import json_lines
 from skipkv.load.texts import read_texts as read
@@ -230,6 +230,22 @@ def test_the_table_has_a_row_a_run(model, texts):
         assert cells[3] == f"{f.kl[0]:.4f} [{f.kl[1]:.4f}, {f.kl[2]:.4f}]"
         assert cells[4].split()[0] == f"{100 * f.same[0]:.1f}" and cells[5] == f"{f.peak_bytes / 1e6:.2f}"
         assert cells[8] == f"{100 * f.flagged:.1f}"
+
+
+def test_a_table_is_aligned_text_and_a_table_in_jupyter():
+    shown = Table(("run", "n"), [("<full>", 3), ("rkv", 1000)], align="<>")
+    assert str(shown) == repr(shown) == "run        n\n<full>     3\nrkv     1000"
+    html = shown._repr_html_()
+    assert "<th>run</th><th>n</th>" in html and "<td>&lt;full&gt;</td><td>3</td>" in html
+    wide = Table(("run", "n"), widths=(5, 3))
+    assert (wide.head, wide.line(("a", 1))) == ("run    n", "a      1")
+
+
+def test_results_carry_the_method_itself(model, texts):
+    run = parse_method("rkv:budget=40"), STEERING
+    [found] = compare(model, texts[0][:1], [run], progress=False)
+    assert (found.method, found.steering, found.run) == (*run, "rkv:budget=40+steer:layer=1,alpha=1")
+    assert not found.as_dict().keys() & {"method", "steering"} and found.as_dict()["kl"] == found.kl
 
 
 def test_the_plot_is_a_picture(model, texts, tmp_path):
