@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 VARIANTS = {
-    "kernels_avx2.c": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.c": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "kernels_avx2.c": ["-mavx2", "-mfma"],
+    "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
 }
 X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZE = os.environ.get("SKIPKV_SANITIZE") == "1"
@@ -46,17 +46,18 @@ class Build(build_ext):
             self.compiler._compile = compile_one
 
 
-sources = sorted(str(p) for p in Path("csrc").rglob("*.c") if X86 or p.name not in VARIANTS)
-setup(
-    ext_modules=[
-        Extension(
-            "skipkv._skipkv",
-            sources,
-            include_dirs=[numpy.get_include()],
-            depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
-            extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
-            extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
-        )
-    ],
-    cmdclass={"build_ext": Build},
-)
+if __name__ == "__main__":
+    sources = sorted(str(p) for p in Path("csrc").rglob("*.c") if X86 or p.name not in VARIANTS)
+    setup(
+        ext_modules=[
+            Extension(
+                "skipkv._skipkv",
+                sources,
+                include_dirs=[numpy.get_include()],
+                depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
+                extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
+                extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
+            )
+        ],
+        cmdclass={"build_ext": Build},
+    )

@@ -1,14 +1,13 @@
-/* The table of operations that a backend fills. Each op is given as formula and shapes; the CPU's (cpu/) are the specification.
- * All activations are float32, row-major. */
+/* The seam: what a backend does, as formulas and shapes; the CPU's (cpu/) are the specification. A backend owns memory,
+ * threads or streams, workspace, scoring and selection. "Device memory" is what `alloc` gave: only ops follow such
+ * addresses; all else is plain host memory. Activations are float32, row-major. */
 #ifndef SKV_BACKEND_H
 #define SKV_BACKEND_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "config.h"
+#include "dtypes.h"
 #include "heap.h"
+#include "policies.h"
 
 enum { SKV_PAGE = 64 }; /* slots of a page */
 
@@ -16,31 +15,69 @@ enum { SKV_PAGE = 64 }; /* slots of a page */
 typedef struct skv_matrix {
     int32_t n_out, n_in;
     skv_dtype type;
-    void *data;
+    void *data; /* device */
 } skv_matrix;
 
-/* The slots of one (row, layer, KV head): slot i is entry i % SKV_PAGE of pages[i / SKV_PAGE]. A page holds keys [SKV_PAGE, stride], values
- * [SKV_PAGE, stride] in the cache's type, positions [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; stride is
- * head_dim rounded up to 16, zero beyond head_dim. */
+/* The slots of one (row, layer, KV head): slot i is entry i % SKV_PAGE of pages[i / SKV_PAGE]. */
 typedef struct skv_head {
-    char **pages;
+    char **pages; /* device addresses */
     int32_t n_pages, n_slots;
 } skv_head;
 
+/* A page holds keys [SKV_PAGE, stride] at its start, values [SKV_PAGE, stride], both in the cache's type, positions
+ * [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; zero from head_dim to stride. */
 typedef struct skv_cache_shape {
-    skv_dtype type; /* f32 or bf16 */
-    bool sums;      /* pages hold the attention received by every slot, too */
-    int32_t head_dim, stride;
-    size_t page_bytes;
+    skv_dtype type;
+    bool sums;
+    int32_t head_dim, stride; /* stride: head_dim rounded up to 16 */
+    size_t slot_bytes;        /* of a key or a value */
+    size_t values_at, positions_at, sums_at, page_bytes;
 } skv_cache_shape;
 
-/* n consecutive tokens of one row inside a flat batch, as one layer sees them. */
-typedef struct skv_span_view {
-    size_t first; /* index of its first token in the batch */
-    size_t n;
-    skv_head *heads;  /* [n_kv_heads] of this row and layer; slots for the n tokens are there already, the newest ones */
+/* What a device will be asked for at most, so that a step allocates nothing. */
+typedef struct skv_workload {
+    const skv_config *config;
+    const float *inv_freq; /* host [head_dim / 2] */
+    skv_cache_shape cache;
+    size_t n_rows, n_tokens; /* of a forward */
+    size_t head_slots;       /* that a head holds */
+    size_t n_due;            /* rows of a compaction; 0: none compacts */
+    size_t scored_slots;     /* of a head that is compacted */
+    size_t due_slots;        /* of a row that is compacted, all heads together */
+    int32_t window;
+    unsigned needs; /* skv_method_needs */
+    unsigned keep;  /* bits of terms that are fetched after scoring */
+} skv_workload;
+
+/* What a token does to the open sentence of its row (METHOD.md §4). */
+typedef enum skv_mark { SKV_MARK_ADD, SKV_MARK_CLOSE, SKV_MARK_EXTEND, SKV_MARK_NONE } skv_mark;
+
+/* What the ids alone say of a token. */
+typedef struct skv_token {
+    int32_t id;
+    skv_mark mark;
+    int32_t length; /* of the sentence that it closes, in tokens */
+    float *vector;  /* device [width]: of that sentence */
+    float alpha;    /* of a steered token */
+    bool steered;
+} skv_token;
+
+/* n consecutive tokens of one row inside a flat batch. */
+typedef struct skv_part {
+    size_t first, n;  /* of the batch's tokens */
     int32_t position; /* of its first token */
-} skv_span_view;
+    skv_head *heads;  /* [n_layers, n_kv_heads]; slots for the n tokens are there already, the newest ones */
+    float *ring; /* device [n_layers, window, n_heads, head_dim], that of position t in place t % window; or NULL */
+    float *sum;  /* device [width]: states of the open sentence, added up; width: hidden rounded up to 16 */
+    const float *vector; /* device [hidden]: steering; or NULL */
+    int32_t steered_layer;
+} skv_part;
+
+typedef struct skv_batch {
+    const skv_token *tokens; /* [n_tokens] */
+    const skv_part *parts;   /* [n_parts], of distinct rows, in order of their tokens */
+    size_t n_tokens, n_parts;
+} skv_batch;
 
 typedef struct skv_linear {
     const skv_matrix *w;
@@ -48,88 +85,177 @@ typedef struct skv_linear {
     float *y;          /* [n_tokens, n_out] */
 } skv_linear;
 
-/* Where an op runs: how many threads, and scratch that the session sized when it was made. */
-typedef struct skv_exec {
-    const struct skv_backend *backend;
-    int n_threads;
-    float *scratch; /* [n_threads, scratch_per_thread] */
-    size_t scratch_per_thread;
-    float *partials; /* [n_heads, n_partial_pages, stride + 2]: one decode row's attention, page by page */
-    size_t n_partial_pages;
-} skv_exec;
+/* A run of positions, both included. */
+typedef struct skv_range {
+    int32_t first, last;
+} skv_range;
 
-struct skv_scoring;
+/* A flagged sentence. */
+typedef struct skv_penalty {
+    skv_range positions;
+    float lambda;
+} skv_penalty;
+
+/* How all heads of a compaction are scored and selected. */
+typedef struct skv_scoring {
+    const skv_method *method;
+    unsigned needs, keep; /* as in skv_workload */
+    float weights[SKV_N_TERMS];
+} skv_scoring;
+
+/* A row that is compacted. */
+typedef struct skv_due {
+    const float *ring;   /* as in skv_part */
+    int32_t n_tokens;    /* fed; the newest query is that of position n_tokens − 1 */
+    int32_t first;       /* positions below this number are kept outright */
+    int32_t first_layer; /* number of the jobs' layer 0 */
+    int64_t sequence[2];
+    const skv_penalty *penalties; /* in order of position */
+    const skv_range *sentences;   /* finished and compared, in order */
+    uint8_t *alive;               /* [n_sentences]: set to 1 where some head keeps a slot of the sentence */
+    size_t n_penalties, n_sentences;
+} skv_due;
+
+/* One KV head of a row that is compacted. The jobs of a call are all heads of its rows: [row, layer, head]. */
+typedef struct skv_job {
+    skv_due *due;
+    skv_head *head;
+    int32_t layer, kv_head;
+    int32_t *held; /* device: slots of a virtual set, n_held, followed by all slots from `end` on; NULL: all slots */
+    int32_t n_held, end;
+    int32_t n_slots; /* held */
+    int32_t n_newest, budget;
+    bool scored;    /* false: not due, everything stays */
+    bool penalised; /* λ counts */
+    /* results */
+    int32_t n_kept;
+    bool any_sentence; /* whether it keeps a slot of any of the sentences */
+    uint64_t n_pairs;  /* pairs of keys compared */
+    size_t at;         /* the backend's own: where its scores lie */
+} skv_job;
+
+static inline size_t skv_job_candidates(const skv_job *job) {
+    return job->n_slots > job->n_newest ? (size_t)(job->n_slots - job->n_newest) : 0;
+}
+
+/* Host arrays that `fetch` fills, each where it is not NULL. L slots, C candidates. */
+typedef struct skv_fetched {
+    float *keys;               /* [L, head_dim] */
+    float *queries;            /* [group, n_queries, head_dim], oldest first */
+    float *terms[SKV_N_TERMS]; /* [C] (penalty and redundancy [L]): those in `keep`; sums [L] of the slots */
+    float *score;              /* [C] */
+    int32_t *positions;        /* [L] */
+    int32_t *kept;             /* [n_kept] indices of the held slots that stay, after `select` */
+    size_t n_queries;          /* set: how many there are */
+} skv_fetched;
+
+/* An opened backend: where ops run, one caller at a time. */
+typedef struct skv_device {
+    const struct skv_backend *backend;
+    const char *variant;
+    skv_heap heap;   /* what it has allocated */
+    skv_error error; /* the first failure of any op, told by sync */
+    int n_threads;
+} skv_device;
 
 typedef struct skv_backend {
     const char *name;
-    const void *kernels; /* private to the backend */
+    const char *const *variants; /* best first, NULL-terminated */
+    bool (*runs_here)(const char *variant);
 
-    /* Bytes of scratch floats a thread needs for attention with this cache. */
-    size_t (*scratch)(const skv_cache_shape *cache, int32_t group);
+    /* NULL with *error filled. The variant is one that runs here. */
+    skv_device *(*open)(const char *variant, int n_threads, skv_error *error);
+    void (*close)(skv_device *device);
 
-    /* w ← source [n_out, n_in] of any dtype, rounded to w->type (to nearest even) and laid out for `linear`. w->data is set, NULL if memory
-     * is out. */
-    void (*pack)(const struct skv_backend *backend, skv_heap *heap, skv_matrix *w, const void *source, skv_dtype type, int n_threads);
+    /* Zeroed device memory, NULL if it is out; host ↔ device and device → device copies, done when `sync` returns. */
+    void *(*alloc)(skv_device *device, size_t count, size_t size);
+    void (*free)(skv_device *device, void *block);
+    void (*write)(skv_device *device, void *to, const void *from, size_t bytes);
+    void (*read)(skv_device *device, void *to, const void *from, size_t bytes);
+    void (*copy)(skv_device *device, void *to, const void *from, size_t bytes);
 
-    /* x[t, :] = table[tokens[t], :]; x [n, n_in] */
-    void (*embed)(const skv_exec *exec, const skv_matrix *table, const int32_t *tokens, size_t n, float *x);
+    /* Waits for all that was asked. The one op that waits, and the one that fails. */
+    skv_status (*sync)(skv_device *device, skv_error *error);
+
+    /* Workspace for the work; never less than before. */
+    skv_status (*reserve)(skv_device *device, const skv_workload *work, skv_error *error);
+
+    /* w ← source [n_out, n_in] (host) of any dtype, rounded to w->type (to nearest even) and laid out for `linear`.
+     * w->data is set, NULL if memory is out. */
+    void (*pack)(skv_device *device, skv_matrix *w, const void *source, skv_dtype type);
+
+    /* Once a forward, before the ops on its tokens; the batch stays as it is until `sync`. */
+    void (*begin)(skv_device *device, const skv_batch *batch);
+
+    /* x[t, :] = table[tokens[t], :]; x [n_tokens, n_in] */
+    void (*embed)(skv_device *device, const skv_matrix *table, float *x);
 
     /* y[t, :] = x[t, :] / √(mean x[t, :]² + eps) · w; x, y [n, dim], w [dim]; y may be x */
-    void (*rmsnorm)(const skv_exec *exec, const float *x, const float *w, float eps, size_t n, size_t dim, float *y);
+    void (*rmsnorm)(skv_device *device, const float *x, const float *w, float eps, size_t n, size_t dim, float *y);
 
     /* y_i = x W_iᵀ + bias_i for several matrices of the same input; x [n, n_in] */
-    void (*linear)(const skv_exec *exec, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n);
+    void (*linear)(skv_device *device, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n);
 
-    /* x [n, n_heads, head_dim] turned by the angles of each token's position; cosine, sine [n, head_dim / 2] */
-    void (*rope)(const skv_exec *exec, float *x, size_t n, size_t n_heads, size_t head_dim, const float *cosine, const float *sine);
+    /* x [n_tokens, n_heads, head_dim] turned by the angles of each token's position */
+    void (*rope)(skv_device *device, float *x, size_t n_heads);
 
-    /* The newest slots of every head ← k, v [n, n_kv_heads, head_dim] and the positions */
-    void (*append)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_kv_heads,
-                   const float *k, const float *v);
+    /* The newest slots of every head of a layer ← k, v [n_tokens, n_kv_heads, head_dim] and the positions */
+    void (*append)(skv_device *device, size_t layer, const float *k, const float *v);
 
-    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own; q, out [n, n_heads,
-     * head_dim]. Reduced page by page in slot order. */
-    void (*attention)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
-                      size_t n_kv_heads, const float *q, float *out);
+    /* Every slot's sum += Σ of the probabilities that the tokens' queries give it; q [n_tokens, n_heads, head_dim] */
+    void (*receive)(skv_device *device, size_t layer, const float *q);
 
-    /* gate = silu(gate) · up; both [n] */
-    void (*silu_mul)(const skv_exec *exec, float *gate, const float *up, size_t n);
+    /* Rings ← the newest queries */
+    void (*keep_queries)(skv_device *device, size_t layer, const float *q);
 
-    /* x += y; both [n] */
-    void (*add)(const skv_exec *exec, float *x, const float *y, size_t n);
+    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own; q,
+     * out [n_tokens, n_heads, head_dim]. Reduced page by page in slot order. */
+    void (*attention)(skv_device *device, size_t layer, const float *q, float *out);
 
-    /* x += alpha y; both [n] */
-    void (*add_scaled)(const skv_exec *exec, float *x, const float *y, float alpha, size_t n);
+    /* x[t, :] += alpha_t · vector of the row, for the steered tokens of rows steered before this layer */
+    void (*steer)(skv_device *device, size_t layer, float *x);
 
-    /* Every slot's sum += Σ of the probabilities that the spans' queries give it (h2o); q [n, n_heads, head_dim], logits [n_threads, 2, ld]
-     * scratch */
-    void (*receive)(const skv_exec *exec, const skv_cache_shape *cache, const skv_span_view *spans, size_t n_spans, size_t n_heads,
-                    size_t n_kv_heads, const float *q, float *logits, size_t ld);
+    /* gate = silu(gate) · up; x += y; all [n] */
+    void (*silu_mul)(skv_device *device, float *gate, const float *up, size_t n);
+    void (*add)(skv_device *device, float *x, const float *y, size_t n);
 
-    /* Compaction works head by head, on one thread each. keys [n, stride] as float32, positions [n], sums [n] ← the slots listed, or the
-     * first n with slots NULL; keys and sums may be NULL. */
-    void (*gather)(const struct skv_backend *backend, const skv_cache_shape *cache, const skv_head *head, const int32_t *slots, size_t n,
-                   float *keys, int32_t *positions, float *sums);
+    /* y[p, :] = x[last token of part p, :]; hidden wide; y may be x */
+    void (*last)(skv_device *device, const float *x, float *y);
 
-    /* Slots 0 … n − 1 ← the slots keep[0 … n − 1]; scratch [n, stride] floats */
-    void (*compact)(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n, void *scratch);
+    /* As linear without a bias, but y [n, n_out] is host memory. */
+    void (*project)(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y);
 
-    /* scoring->importance, ->redundancy (METHOD.md §2, §3) of one head, with score_work floats at scoring->work */
-    size_t (*score_work)(size_t n_slots, size_t stride, size_t window);
-    void (*importance)(struct skv_scoring *scoring);
-    void (*redundancy)(struct skv_scoring *scoring);
+    /* x [n_tokens, hidden], token by token: sum += x unless it only extends a sentence; one that closes it sets vector
+     * = sum / length, scaled to length 1, and sum = 0. */
+    void (*sum_sentences)(skv_device *device, const float *x);
 
-    /* a · b; both [n], n a multiple of 16 */
-    float (*dot)(const struct skv_backend *backend, const float *a, const float *b, size_t n);
+    /* out[j − first, i] = vectors[j] · vectors[i] for i < j, first ≤ j < n (host [n − first, n]); vectors [width] are
+     * device memory, those that are NULL left out */
+    void (*similarities)(skv_device *device, float *const *vectors, size_t width, size_t first, size_t n, float *out);
 
-    /* Largest rates this device reaches with these kernels: bytes/s read from memory, multiply-accumulates/s. */
-    void (*limits)(const skv_exec *exec, const float *memory, size_t n, double *bytes, double *macs);
+    /* Terms and Σ weight · term of every scored job (METHOD.md §2, §3, §5, §6) */
+    void (*score)(skv_device *device, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs);
+
+    /* What one job holds and what `score` and `select` made of it; host arrays */
+    void (*fetch)(skv_device *device, const skv_scoring *scoring, const skv_job *job, skv_fetched *to);
+
+    /* The caller's score [C] (host) of one job */
+    void (*put_score)(skv_device *device, const skv_job *job, const float *score);
+
+    /* The held slots that stay (METHOD.md §5), n_kept of them; and `alive`, `any_sentence`, done when `sync` returns */
+    void (*select)(skv_device *device, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs);
+
+    /* Slots 0 … n_kept − 1 of every scored job ← those that stay; a virtual set's list likewise */
+    void (*compact)(skv_device *device, const skv_scoring *scoring, const skv_job *jobs, size_t n_jobs);
+
+    /* Largest rates this device reaches with these kernels: bytes/s read from memory [n], which is overwritten, and
+     * multiply-accumulates/s. */
+    void (*limits)(skv_device *device, float *memory, size_t n, double *bytes, double *macs);
 } skv_backend;
 
-extern const skv_backend *const skv_backends[]; /* best first, NULL-terminated */
+extern const skv_backend *const skv_backends[]; /* NULL-terminated */
 
-/* The named backend, or with NULL the best one that this machine can run. */
-skv_status skv_backend_find(const char *name, const skv_backend **backend, skv_error *error);
-bool skv_backend_runs_here(const skv_backend *backend);
+/* A device of the named variant, or with NULL of the best one that this machine can run. */
+skv_device *skv_device_open(const char *variant, int n_threads, skv_error *error);
 
 #endif

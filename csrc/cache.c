@@ -3,23 +3,23 @@
 #include <assert.h>
 #include <string.h>
 
-skv_cache_shape skv_cache_shape_of(const skv_config *config, skv_dtype type, bool sums) {
-    const int32_t stride = (config->head_dim + 15) / 16 * 16;
-    return (skv_cache_shape){.type = type,
-                             .head_dim = config->head_dim,
-                             .stride = stride,
-                             .sums = sums,
-                             .page_bytes =
-                                 SKV_PAGE * (2 * (size_t)stride * skv_dtype_size(type) + sizeof(int32_t) + (sums ? sizeof(float) : 0))};
+skv_cache_shape skv_cache_shape_of(int32_t head_dim, skv_dtype type, bool sums) {
+    skv_cache_shape s = {.type = type, .sums = sums, .head_dim = head_dim, .stride = (head_dim + 15) / 16 * 16};
+    s.slot_bytes = (size_t)s.stride * skv_dtypes[type].size;
+    s.values_at = SKV_PAGE * s.slot_bytes;
+    s.positions_at = 2 * s.values_at;
+    s.sums_at = s.positions_at + SKV_PAGE * sizeof(int32_t);
+    s.page_bytes = s.sums_at + (sums ? SKV_PAGE * sizeof(float) : 0);
+    return s;
 }
 
 /* Adds a chunk of n pages to the pool. */
 static bool grow(skv_cache *c, size_t n) {
-    char *chunk = skv_alloc(c->heap, n, c->shape.page_bytes);
+    char *chunk = c->device->backend->alloc(c->device, n, c->shape.page_bytes);
     char **chunks = skv_alloc(c->heap, c->n_chunks + 1, sizeof *chunks);
     char **free_pages = skv_alloc(c->heap, c->n_pages + n, sizeof *free_pages);
     if (!chunk || !chunks || !free_pages) {
-        skv_free(c->heap, chunk);
+        c->device->backend->free(c->device, chunk);
         skv_free(c->heap, chunks);
         skv_free(c->heap, free_pages);
         return false;
@@ -65,10 +65,8 @@ void skv_cache_truncate(skv_cache *c, skv_head *head, size_t n) {
     head->n_slots = (int32_t)n;
 }
 
-void skv_cache_clear(skv_cache *c, skv_head *head) { skv_cache_truncate(c, head, 0); }
-
 void skv_cache_free(skv_cache *c) {
-    for (size_t i = 0; i < c->n_chunks; i++) skv_free(c->heap, c->chunks[i]);
+    for (size_t i = 0; i < c->n_chunks; i++) c->device->backend->free(c->device, c->chunks[i]);
     skv_free(c->heap, c->chunks);
     skv_free(c->heap, c->free_pages);
 }

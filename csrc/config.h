@@ -7,9 +7,11 @@
 
 #include "error.h"
 
-typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_N_DTYPES } skv_dtype;
-
 typedef enum skv_rope { SKV_ROPE_DEFAULT, SKV_ROPE_LINEAR, SKV_ROPE_LLAMA3, SKV_N_ROPES } skv_rope;
+
+extern const char *const skv_rope_names[SKV_N_ROPES];
+
+enum { SKV_MAX_HEAD_DIM = 512 };
 
 typedef struct skv_config {
     const struct skv_family *family;
@@ -24,13 +26,10 @@ typedef struct skv_config {
     double rope_original_context;                       /* llama3 */
 } skv_config;
 
-/* Bytes of one element; 0 for an unknown type. */
-static inline size_t skv_dtype_size(skv_dtype type) { return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 0; }
-
-/* Refuses dimensions that the core cannot hold (see LIMIT in families.c) or that do not fit together. */
+/* Refuses dimensions that the core cannot hold (see LIMIT in config.c) or that do not fit together. */
 skv_status skv_config_check(const skv_config *config, skv_error *error);
 
 /* inv_freq [head_dim / 2]: radians per position of each rotated pair, scaling applied. */
-void skv_rope_frequencies(const skv_config *config, float *inv_freq);
+void skv_config_frequencies(const skv_config *config, float *inv_freq);
 
 #endif

@@ -1,5 +1,5 @@
-/* Status codes and the one sentence that explains a failure. Every fallible function of the core returns a skv_status and fills the
- * caller's skv_error; nothing prints, exits or aborts. */
+/* Status codes and the one sentence that explains a failure. Every fallible function of the core returns a skv_status
+ * and fills the caller's skv_error; nothing prints, exits or aborts. */
 #ifndef SKV_ERROR_H
 #define SKV_ERROR_H
 

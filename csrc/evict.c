@@ -1,348 +1,386 @@
 #define _DEFAULT_SOURCE /* clock_gettime */
 #include "evict.h"
 
-#include <math.h>
-#include <omp.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-/* A thread's arrays for one head: [L + 32] each, but for keys [L, stride] and queries [window, group, stride]. */
-typedef struct workspace {
-    float *keys, *queries, *sums, *importance, *redundancy, *penalty, *score, *scratch, *work;
-    int32_t *positions, *slots, *keep;
-} workspace;
-
-static size_t lay_out(const skv_session *s, workspace *w, float *block, size_t n_slots) {
-    const skv_config *c = &s->model->config;
-    const size_t stride = (size_t)s->cache.shape.stride, row = (n_slots + 47) / 16 * 16, window = (size_t)s->method.window;
-    float *unused;
-    float **const parts[] = {&w->keys,  &w->queries, &w->sums, &w->importance, &w->redundancy, &w->penalty,
-                             &w->score, &w->scratch, &w->work, &unused,        &unused,        &unused};
-    int32_t **const integers[] = {&w->positions, &w->slots, &w->keep};
-    const size_t sizes[] = {n_slots * stride, window * (size_t)(c->n_heads / c->n_kv_heads) * stride, row, row, row, row, row,
-                            2 * row,          s->model->backend->score_work(n_slots, stride, window), row, row, row};
-    size_t at = 0;
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        if (block && i < 9) *parts[i] = block + at;
-        if (block && i >= 9) *integers[i - 9] = (int32_t *)(void *)(block + at);
-        at += (sizes[i] + 15) / 16 * 16;
-    }
-    return at;
+/* The terms that a trace and a selection give beside the score; a score that is a mean of heads has none of its own. */
+static unsigned given_terms(unsigned needs) {
+    return needs & SKV_SHARED ? 0 : needs & (1 << SKV_IMPORTANCE | 1 << SKV_REDUNDANCY | 1 << SKV_PENALTY);
 }
 
-size_t skv_evict_workspace(const skv_session *s, size_t n_slots) { return lay_out(s, &(workspace){0}, NULL, n_slots); }
-
-/* The k-th largest of n numbers (k ≥ 1), which are reordered. */
-static float kth_largest(float *x, size_t n, size_t k) {
-    size_t low = 0, high = n - 1, target = k - 1;
-    while (low < high) {
-        const float pivot = x[low + (high - low) / 2];
-        size_t i = low, j = high;
-        for (;;) { /* larger numbers to the left */
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i >= j) break;
-            const float swapped = x[i];
-            x[i++] = x[j];
-            x[j--] = swapped;
-        }
-        if (target <= j)
-            high = j;
-        else
-            low = j + 1;
-    }
-    return x[target];
+unsigned skv_evict_keeps(const skv_method *m, skv_trace_level level) {
+    const unsigned needs = skv_method_needs(m);
+    if (needs & SKV_CUSTOM) return needs & ((1 << SKV_N_TERMS) - 1);
+    return level == SKV_TRACE_SCORES ? given_terms(needs) : 0;
 }
 
-typedef struct scored_slot {
-    float score;
-    int32_t slot;
-} scored_slot;
-
-static int by_descending_score(const void *a, const void *b) {
-    const scored_slot *x = a, *y = b;
-    return x->score != y->score ? (x->score < y->score) - (x->score > y->score) : (x->slot > y->slot) - (x->slot < y->slot);
+static skv_scoring scoring_of(const skv_method *m, unsigned keep) {
+    skv_scoring scoring = {.method = m, .needs = skv_method_needs(m), .keep = keep};
+    skv_method_weights(m, scoring.weights);
+    return scoring;
 }
 
-size_t skv_select(const float *score, const int32_t *positions, size_t n_slots, size_t n_newest, int32_t first, size_t budget,
-                  bool by_score, float *scratch, int32_t *keep) {
-    const size_t window = n_slots < n_newest ? 0 : n_slots - n_newest;
-    size_t free_slots = 0, kept = 0;
-    for (size_t j = 0; j < window; j++)
-        if (positions[j] >= first) scratch[free_slots++] = score[j];
-    const size_t fixed = n_slots - free_slots, wanted = budget > fixed ? budget - fixed : 0;
-    float threshold = -INFINITY;
-    size_t ties = free_slots;
-    if (n_slots > budget) {
-        threshold = wanted ? kth_largest(scratch, free_slots, wanted) : INFINITY;
-        ties = wanted;
-        for (size_t j = 0; j < window; j++) ties -= positions[j] >= first && score[j] > threshold;
-    }
-    for (size_t j = 0; j < n_slots; j++) {
-        bool stays = j >= window || positions[j] < first || score[j] > threshold;
-        if (!stays && score[j] == threshold && ties > 0) {
-            ties--;
-            stays = true;
-        }
-        if (stays) keep[kept++] = (int32_t)j;
-    }
-    if (by_score && n_slots >= budget) {
-        scored_slot *order = (scored_slot *)(void *)scratch;
-        const size_t candidates = kept - (n_slots - window);
-        for (size_t i = 0; i < candidates; i++) order[i] = (scored_slot){score[keep[i]], keep[i]};
-        qsort(order, candidates, sizeof *order, by_descending_score);
-        for (size_t i = 0; i < candidates; i++) keep[i] = order[i].slot;
-    }
-    return kept;
+/* A caller's function is given keys, queries and terms; with the score they are all that is read back of a head. */
+static size_t fetched_floats(const skv_config *c, const skv_method *m, size_t n_slots) {
+    const size_t dim = (size_t)c->head_dim, group = (size_t)(c->n_heads / c->n_kv_heads);
+    return n_slots * (dim + SKV_N_TERMS + 1) + group * (size_t)m->window * dim;
 }
 
-/* Slots that a head holds, with virtual sets too. */
-static size_t held_slots(const skv_row *r, size_t head) {
-    return r->held ? (size_t)(r->held[head].n + r->heads[head].n_slots - r->held[head].end) : (size_t)r->heads[head].n_slots;
+size_t skv_evict_fetched(const skv_session *s, size_t n_slots) {
+    if (!(s->needs & SKV_CUSTOM) && s->trace_level == SKV_TRACE_NONE) return 0;
+    return fetched_floats(&s->model->config, &s->method, n_slots);
 }
 
-/* slots [n_slots] ← those that a head virtually holds */
-static void list_held(const skv_row *r, size_t head, size_t n_slots, int32_t *slots) {
-    const skv_held *held = r->held + head;
-    for (size_t i = 0; i < n_slots; i++) slots[i] = i < (size_t)held->n ? held->slots[i] : held->end + (int32_t)i - held->n;
+/* The arrays of a head of n_slots, laid out in a block of fetched_floats; terms only those in `terms`. */
+static skv_fetched lay_out(const skv_config *c, const skv_method *m, unsigned terms, size_t n_slots, float *block) {
+    const size_t dim = (size_t)c->head_dim, group = (size_t)(c->n_heads / c->n_kv_heads);
+    skv_fetched f = {.score = block};
+    f.keys = block += n_slots;
+    f.queries = block += n_slots * dim;
+    block += group * (size_t)m->window * dim;
+    for (size_t term = 0; term < SKV_N_TERMS; term++, block += n_slots)
+        if (terms & 1u << term) f.terms[term] = block;
+    return f;
 }
 
-static bool is_due(const skv_session *s, const skv_row *r, size_t head) {
-    return held_slots(r, head) >= (size_t)skv_row_budget(s, r, head);
-}
-
-static size_t newest_of(const skv_session *s, const skv_row *r, size_t head) {
-    return (size_t)s->method.policy->newest(&s->method, skv_row_budget(s, r, head));
-}
-
-/* The arrays that a record at SKV_TRACE_SCORES holds before the score. */
-static unsigned given(const skv_session *s) {
-    return skv_method_needs(&s->method) & (SKV_GIVES_IMPORTANCE | SKV_GIVES_REDUNDANCY | SKV_NEEDS_SENTENCES);
-}
-
-static size_t record_bytes(const skv_session *s, const skv_row *r, size_t n_slots, size_t head) {
-    if (s->trace_level == SKV_TRACE_NONE) return 0;
-    const size_t budget = (size_t)skv_row_budget(s, r, head), kept = n_slots < budget ? n_slots : budget, newest = newest_of(s, r, head);
-    const size_t arrays = s->trace_level == SKV_TRACE_SCORES ? 1 + (size_t)__builtin_popcount(given(s)) : 0;
-    return sizeof(skv_record) + 4 * (kept + arrays * (n_slots > newest ? n_slots - newest : 0));
-}
-
-static void write_record(const skv_session *s, int32_t row, size_t layer, size_t head, const skv_scoring *scoring, const workspace *w,
-                         size_t kept, char *to) {
-    skv_record record = {.row = row,
-                         .step = s->rows[row].n_tokens,
-                         .layer = (int32_t)layer,
-                         .head = (int32_t)head,
-                         .n_before = (int32_t)scoring->n_slots,
-                         .n_kept = (int32_t)kept};
-    const bool scores = s->trace_level == SKV_TRACE_SCORES;
-    record.n_candidates = (int32_t)scoring->n_candidates, record.given = given(s), record.scored = scores;
-    memcpy(to, &record, sizeof record);
-    to += sizeof record;
-    for (size_t i = 0; i < kept; i++, to += sizeof(int32_t)) memcpy(to, w->positions + w->keep[i], sizeof(int32_t));
-    const float *const arrays[] = {w->importance, w->redundancy, w->penalty, w->score};
-    const unsigned bits[] = {SKV_GIVES_IMPORTANCE, SKV_GIVES_REDUNDANCY, SKV_NEEDS_SENTENCES, ~0u};
-    for (size_t i = 0; scores && i < 4; i++)
-        if (bits[i] == ~0u || (record.given & bits[i])) {
-            memcpy(to, arrays[i], scoring->n_candidates * sizeof(float));
-            to += scoring->n_candidates * sizeof(float);
-        }
-}
-
-/* The row's newest queries of one KV head's group, oldest first; returns how many. */
-static size_t load_queries(const skv_session *s, const skv_row *r, size_t layer, size_t head, float *queries) {
-    const skv_config *c = &s->model->config;
-    const size_t window = (size_t)s->method.window, dim = (size_t)c->head_dim, stride = (size_t)s->cache.shape.stride,
-                 n_heads = (size_t)c->n_heads;
-    const size_t group = n_heads / (size_t)c->n_kv_heads, n = (size_t)r->n_tokens < window ? (size_t)r->n_tokens : window;
-    for (size_t i = 0; i < n; i++)
-        for (size_t g = 0; g < group; g++) {
-            const size_t place = ((size_t)r->n_tokens - n + i) % window;
-            float *to = queries + (i * group + g) * stride;
-            memcpy(to, r->ring + ((layer * window + place) * n_heads + head * group + g) * dim, dim * sizeof *to);
-            memset(to + dim, 0, (stride - dim) * sizeof *to);
-        }
-    return n;
-}
-
-/* Leaves only the slots w->keep in a head, really or virtually. */
-static void compact(skv_session *s, skv_row *r, size_t head, size_t n_slots, const workspace *w, size_t kept) {
-    if (!r->held) {
-        if (kept < n_slots || (s->method.compat & SKV_COMPAT_SCORE_ORDER))
-            s->model->backend->compact(&s->cache.shape, r->heads + head, w->keep, kept, w->work);
-        return;
-    }
-    /* w->slots lists what was held; keep may be in any order, so the new list is made beside it. */
-    int32_t *to = (int32_t *)(void *)w->scratch;
-    for (size_t i = 0; i < kept; i++) to[i] = w->slots[w->keep[i]];
-    memcpy(r->held[head].slots, to, kept * sizeof *to);
-    r->held[head].n = (int32_t)kept;
-    r->held[head].end = r->heads[head].n_slots;
-}
-
-/* Scores and compacts the due heads of one layer of a row. */
-static bool evict_layer(skv_session *s, int32_t row, size_t layer, skv_layer_task *task, float *block) {
-    char *trace = s->trace.bytes + task->trace;
-    const skv_config *c = &s->model->config;
-    const size_t n_kv = (size_t)c->n_kv_heads;
-    const unsigned needs = skv_method_needs(&s->method);
-    skv_row *r = s->rows + row;
-    workspace w;
-    lay_out(s, &w, block, s->scoring_slots);
-    for (size_t h = 0; h < n_kv; h++) {
-        const size_t head = layer * n_kv + h, n_slots = held_slots(r, head), newest = newest_of(s, r, head);
-        if (!is_due(s, r, head)) continue;
-        if (r->held) list_held(r, head, n_slots, w.slots);
-        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + head, r->held ? w.slots : NULL, n_slots, w.keys,
-                                  w.positions, needs & SKV_NEEDS_SUMS ? w.sums : NULL);
-        skv_scoring scoring = {.backend = s->model->backend,
-                               .method = &s->method,
-                               .layer = layer,
-                               .head = h,
-                               .n_kv_heads = n_kv,
-                               .group = (size_t)(c->n_heads / c->n_kv_heads),
-                               .n_slots = n_slots,
-                               .n_candidates = n_slots > newest ? n_slots - newest : 0,
-                               .dim = (size_t)c->head_dim,
-                               .stride = (size_t)s->cache.shape.stride,
-                               .keys = w.keys,
-                               .positions = w.positions,
-                               .sums = w.sums,
-                               .queries = w.queries,
-                               .penalties = r->tracker.penalties,
-                               .n_penalties = r->lost && r->lost[head] ? 0 : r->tracker.n_penalties,
-                               .sequence = r->sequence,
-                               .importance = w.importance,
-                               .redundancy = w.redundancy,
-                               .penalty = w.penalty,
-                               .score = w.score,
-                               .work = w.work};
-        if (needs & SKV_NEEDS_QUERIES) scoring.n_queries = load_queries(s, r, layer, h, w.queries);
-        if (!s->method.policy->score(&scoring)) return false;
-        task->n_pairs += scoring.n_pairs;
-        if ((needs & SKV_SHARED) && h + 1 < n_kv) continue;
-        const size_t kept = skv_select(w.score, w.positions, n_slots, newest, skv_method_protected(&s->method, r->n_prompt),
-                                       (size_t)skv_row_budget(s, r, head), s->method.compat & SKV_COMPAT_SCORE_ORDER, w.scratch, w.keep);
-        for (size_t shared = needs & SKV_SHARED ? 0 : h; shared <= h; shared++) {
-            if (s->trace_level) {
-                write_record(s, row, layer, shared, &scoring, &w, kept, trace);
-                trace += record_bytes(s, r, n_slots, layer * n_kv + shared);
-            }
-            compact(s, r, layer * n_kv + shared, n_slots, &w, kept);
-            task->n_evicted += n_slots - kept;
-        }
-    }
+/* Asks the caller for the score of one head. */
+static bool ask(skv_device *device, const skv_config *c, const skv_scoring *scoring, const skv_job *job, float *block,
+                int32_t *positions) {
+    skv_error ignored;
+    const size_t n = (size_t)job->n_slots;
+    skv_fetched f = lay_out(c, scoring->method, scoring->keep, n, block);
+    float *score = f.score;
+    f.score = NULL;
+    f.positions = positions;
+    if (!(scoring->needs & SKV_QUERIES)) f.queries = NULL;
+    device->backend->fetch(device, scoring, job, &f);
+    if (device->backend->sync(device, &ignored)) return false;
+    skv_candidates candidates = {.layer = (size_t)job->layer,
+                                 .head = (size_t)job->kv_head,
+                                 .n_slots = n,
+                                 .n_candidates = skv_job_candidates(job),
+                                 .group = (size_t)(c->n_heads / c->n_kv_heads),
+                                 .n_queries = f.n_queries,
+                                 .head_dim = (size_t)c->head_dim,
+                                 .keys = f.keys,
+                                 .queries = f.queries,
+                                 .positions = positions};
+    for (size_t term = 0; term < SKV_N_TERMS; term++) candidates.terms[term] = f.terms[term];
+    if (!scoring->method->custom(scoring->method->context, &candidates, score)) return false;
+    device->backend->put_score(device, job, score);
     return true;
 }
 
-/* Vectors of sentences that no head holds a slot of are freed (not where sets are virtual); a head that holds none of any is lost to the
- * penalty (official). */
-static void prune(const skv_session *s, skv_row *r) {
-    skv_tracker *t = &r->tracker;
-    const size_t n = t->n_compared, n_heads = (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
-    workspace w;
-    lay_out(s, &w, s->scoring, s->scoring_slots);
-    for (size_t i = 0; i < n; i++) t->sentences[i].alive = false;
-    for (size_t h = 0; h < n_heads; h++) {
-        const size_t n_slots = held_slots(r, h);
-        bool any = false;
-        if (r->held) list_held(r, h, n_slots, w.slots);
-        s->model->backend->gather(s->model->backend, &s->cache.shape, r->heads + h, r->held ? w.slots : NULL, n_slots, NULL, w.positions,
-                                  NULL);
-        for (size_t i = 0, sentence = 0; i < n_slots; i++) {
-            if (i && w.positions[i] < w.positions[i - 1]) sentence = 0; /* slots in order of score */
-            while (sentence < n && t->sentences[sentence].last < w.positions[i]) sentence++;
-            if (sentence == n || t->sentences[sentence].first > w.positions[i]) continue;
-            t->sentences[sentence].alive = any = true;
-        }
-        if (r->lost && n) r->lost[h] |= !any;
-    }
-    if (!r->held) skv_tracker_prune(t);
+/* Slots that a head holds, with virtual sets too. */
+static int32_t held_slots(const skv_row *r, size_t head) {
+    return r->held ? r->held[head].n + r->heads[head].n_slots - r->held[head].end : r->heads[head].n_slots;
 }
 
-/* Where the records of every task will stand: in order of row, layer and head, whichever thread writes them. */
-static skv_status plan(skv_session *s, size_t n_due, skv_error *error) {
-    const size_t n_kv = (size_t)s->model->config.n_kv_heads, n_layers = (size_t)s->model->config.n_layers;
-    size_t need = s->trace.n;
-    for (size_t i = 0; i < n_due * n_layers; i++) {
-        s->tasks[i] = (skv_layer_task){.trace = need};
-        const skv_row *r = s->rows + s->due[i / n_layers];
-        for (size_t head = i % n_layers * n_kv; head < (i % n_layers + 1) * n_kv; head++)
-            if (is_due(s, r, head)) need += record_bytes(s, r, held_slots(r, head), head);
+static size_t n_jobs_of(const skv_session *s) {
+    return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
+}
+
+/* Whether a head, or with shared budgets its layer, holds its budget. */
+static bool is_due(const skv_session *s, const skv_row *r, size_t head) {
+    if (!(s->needs & SKV_BY_LAYER)) return held_slots(r, head) >= skv_row_budget(s, r, head);
+    const size_t n_kv = (size_t)s->model->config.n_kv_heads, first = head / n_kv * n_kv;
+    int64_t held = 0, budget = 0;
+    for (size_t h = first; h < first + n_kv; h++) held += held_slots(r, h), budget += skv_row_budget(s, r, h);
+    return held >= budget;
+}
+
+/* Jobs of all heads of a row; false: none is due. */
+static bool list_jobs(const skv_session *s, skv_row *r, skv_due *due, skv_job *jobs) {
+    const skv_tracker *t = &r->tracker;
+    const size_t n_kv = (size_t)s->model->config.n_kv_heads;
+    bool any = false;
+    *due = (skv_due){.ring = r->ring,
+                     .n_tokens = r->n_tokens,
+                     .first = skv_method_protected(&s->method, r->n_prompt),
+                     .sequence = {r->sequence[0], r->sequence[1]},
+                     .penalties = t->penalties,
+                     .n_penalties = t->n_penalties,
+                     .sentences = t->ranges,
+                     .n_sentences = t->n_compared,
+                     .alive = t->alive};
+    if (t->n_compared) memset(t->alive, 0, t->n_compared);
+    for (size_t h = 0; h < n_jobs_of(s); h++) {
+        const int32_t budget = skv_row_budget(s, r, h);
+        jobs[h] = (skv_job){.due = due,
+                            .head = r->heads + h,
+                            .layer = (int32_t)(h / n_kv),
+                            .kv_head = (int32_t)(h % n_kv),
+                            .n_slots = held_slots(r, h),
+                            .n_newest = skv_method_newest(&s->method, budget),
+                            .budget = budget,
+                            .scored = is_due(s, r, h),
+                            .penalised = !r->lost || !r->lost[h]};
+        if (r->held) jobs[h].held = r->held[h].slots, jobs[h].n_held = r->held[h].n, jobs[h].end = r->held[h].end;
+        any |= jobs[h].scored;
     }
-    if (need > s->trace.capacity) {
-        const size_t capacity = need + need / 2;
-        char *bytes = skv_alloc(&s->heap, capacity, 1);
-        if (!bytes) return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of trace", capacity);
-        if (s->trace.n) memcpy(bytes, s->trace.bytes, s->trace.n);
-        skv_free(&s->heap, s->trace.bytes);
-        s->trace.bytes = bytes;
-        s->trace.capacity = capacity;
+    return any;
+}
+
+static skv_record record_of(const skv_session *s, int32_t row, const skv_job *job) {
+    return (skv_record){.row = row,
+                        .step = job->due->n_tokens,
+                        .layer = job->layer,
+                        .head = job->kv_head,
+                        .n_before = job->n_slots,
+                        .n_kept = job->n_kept,
+                        .n_candidates = (int32_t)skv_job_candidates(job),
+                        .given = given_terms(s->needs),
+                        .scored = s->trace_level == SKV_TRACE_SCORES};
+}
+
+/* Adds the records of a row's jobs, for which there is room. */
+static void record(skv_session *s, const skv_scoring *scoring, int32_t row, const skv_job *jobs) {
+    const skv_backend *ops = s->device->backend;
+    skv_error ignored;
+    for (const skv_job *job = jobs; job < jobs + n_jobs_of(s); job++) {
+        if (!job->scored) continue;
+        const skv_record r = record_of(s, row, job);
+        int32_t *positions = s->fetched_slots, *kept = positions + r.n_before;
+        skv_fetched f = lay_out(&s->model->config, &s->method, r.given, (size_t)r.n_before, s->fetched);
+        f.keys = f.queries = NULL;
+        f.positions = positions;
+        f.kept = kept;
+        if (!r.scored) f = (skv_fetched){.positions = positions, .kept = kept};
+        ops->fetch(s->device, scoring, job, &f);
+        ops->sync(s->device, &ignored);
+        for (int32_t i = 0; i < r.n_kept; i++) kept[i] = positions[kept[i]];
+        skv_trace_add(&s->trace, &r, kept, f.terms, f.score);
     }
-    s->trace.n = need;
+}
+
+/* What the jobs made of a row: slots, pages, counts, and the sentences that no head holds any more. */
+static void finish(skv_session *s, skv_row *r, const skv_job *jobs) {
+    for (size_t h = 0; h < n_jobs_of(s); h++) {
+        const skv_job *job = jobs + h;
+        if (r->lost && job->due->n_sentences) r->lost[h] |= !job->any_sentence;
+        if (!job->scored) continue;
+        r->n_evicted += (uint64_t)(job->n_slots - job->n_kept);
+        r->n_pairs += job->n_pairs;
+        if (r->held) {
+            r->held[h].n = job->n_kept;
+            r->held[h].end = r->heads[h].n_slots;
+            continue;
+        }
+        const int32_t before = r->heads[h].n_pages;
+        skv_cache_truncate(&s->cache, r->heads + h, (size_t)job->n_kept);
+        r->n_pages -= (size_t)(before - r->heads[h].n_pages);
+    }
+    r->n_compactions++;
+    if (!r->held) skv_tracker_prune(&r->tracker);
+}
+
+/* The caller's scores of a row; where its function fails the row ends as it is. */
+static void ask_for_row(skv_session *s, const skv_scoring *scoring, skv_row *r, skv_job *jobs) {
+    for (size_t h = 0; h < n_jobs_of(s); h++) {
+        if (!jobs[h].scored || r->failure) continue;
+        if (!ask(s->device, &s->model->config, scoring, jobs + h, s->fetched, s->fetched_slots))
+            r->failure = "its custom score failed";
+    }
+    for (size_t h = 0; r->failure && h < n_jobs_of(s); h++) jobs[h].scored = false;
+}
+
+/* Compacts up to SKV_DUE rows. */
+static skv_status compact_rows(skv_session *s, const int32_t *rows, size_t n, skv_error *error) {
+    const skv_backend *ops = s->device->backend;
+    const skv_scoring scoring = scoring_of(&s->method, s->work.keep);
+    int32_t due[SKV_DUE];
+    size_t n_due = 0, per_row = n_jobs_of(s), bytes = 0;
+    for (size_t i = 0; i < n; i++)
+        if (list_jobs(s, s->rows + rows[i], s->due + n_due, s->jobs + n_due * per_row)) due[n_due++] = rows[i];
+    if (!n_due) return SKV_OK;
+    ops->score(s->device, &scoring, s->jobs, n_due * per_row);
+    if (scoring.needs & SKV_CUSTOM)
+        for (size_t i = 0; i < n_due; i++) ask_for_row(s, &scoring, s->rows + due[i], s->jobs + i * per_row);
+    ops->select(s->device, &scoring, s->jobs, n_due * per_row);
+    if (ops->sync(s->device, error)) return error->code;
+    for (size_t i = 0; i < n_due * per_row; i++) {
+        const skv_record r = record_of(s, 0, s->jobs + i);
+        if (s->jobs[i].scored) bytes = skv_add(bytes, skv_trace_bytes(&r));
+    }
+    if (s->trace_level != SKV_TRACE_NONE) {
+        if (!skv_trace_reserve(&s->trace, &s->heap, bytes))
+            return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of trace", bytes);
+        for (size_t i = 0; i < n_due; i++) record(s, &scoring, due[i], s->jobs + i * per_row);
+    }
+    ops->compact(s->device, &scoring, s->jobs, n_due * per_row);
+    for (size_t i = 0; i < n_due; i++)
+        if (!s->rows[due[i]].failure) finish(s, s->rows + due[i], s->jobs + i * per_row);
     return SKV_OK;
 }
 
-/* Bytes from … to − 1 were planned and never written. */
-static void cut_records(skv_trace *trace, size_t from, size_t to) {
-    if (to == from) return;
-    memmove(trace->bytes + from, trace->bytes + to, trace->n - to);
-    trace->n -= to - from;
-}
-
-/* Pages beyond the slots that stayed go back to the pool. */
-static void finish(skv_session *s, skv_row *r, const skv_layer_task *tasks) {
-    const size_t n_kv = (size_t)s->model->config.n_kv_heads, n_layers = (size_t)s->model->config.n_layers;
-    bool any = false;
-    for (size_t head = 0; head < n_layers * n_kv; head++) {
-        if (!is_due(s, r, head)) continue;
-        any = true;
-        if (r->held) continue;
-        const int32_t before = r->heads[head].n_pages;
-        skv_cache_truncate(&s->cache, r->heads + head, (size_t)skv_row_budget(s, r, head));
-        r->n_pages -= (size_t)(before - r->heads[head].n_pages);
-    }
-    for (size_t layer = 0; layer < n_layers; layer++) {
-        r->n_evicted += tasks[layer].n_evicted;
-        r->n_pairs += tasks[layer].n_pairs;
-    }
-    r->n_compactions += any;
-    if (any && (!r->held || r->lost)) prune(s, r);
-}
-
-skv_status skv_evict(skv_session *s, size_t n_due, skv_error *error) {
-    const size_t n_layers = (size_t)s->model->config.n_layers;
-    struct timespec begin, end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    for (size_t i = 0; i < n_due; i++) skv_tracker_compare(&s->rows[s->due[i]].tracker, s->model->backend, (float)s->method.tau);
-    if (s->method.policy->needs & SKV_COMPACTS) {
-        if (plan(s, n_due, error)) return error->code;
-        const bool caller = s->method.policy->needs & SKV_NEEDS_CALLER;
-#pragma omp parallel for schedule(dynamic) num_threads(s->exec.n_threads) if (!caller)
-        for (size_t i = 0; i < n_due * n_layers; i++) {
-            s->tasks[i].failed = caller && i % n_layers && s->tasks[i - 1].failed; /* what is left of a failed row */
-            if (!s->tasks[i].failed)
-                s->tasks[i].failed = !evict_layer(s, s->due[i / n_layers], i % n_layers, s->tasks + i,
-                                                  s->scoring + (size_t)omp_get_thread_num() * s->scoring_per_thread);
-        }
-        for (size_t i = n_due; i-- > 0;) { /* the last first: records that are cut out move those behind them */
-            s->rows[s->due[i]].failed = s->tasks[(i + 1) * n_layers - 1].failed;
-            if (s->rows[s->due[i]].failed)
-                cut_records(&s->trace, s->tasks[i * n_layers].trace, i + 1 < n_due ? s->tasks[(i + 1) * n_layers].trace : s->trace.n);
-            else
-                finish(s, s->rows + s->due[i], s->tasks + i * n_layers);
-        }
-    }
-    bool failed = false;
-    for (size_t i = 0; i < n_due; i++) {
-        failed |= s->rows[s->due[i]].failed;
-        skv_row *r = s->rows + s->due[i];
+/* Compares, compacts and makes room for what comes before the next time. */
+static skv_status evict(skv_session *s, size_t n, skv_error *error) {
+    bool caller_failed = false;
+    for (size_t i = 0; i < n; i++)
+        if (skv_tracker_compare(&s->rows[s->due_rows[i]].tracker, (float)s->method.tau, error)) return error->code;
+    for (size_t i = 0; s->needs & SKV_COMPACTS && i < n; i += SKV_DUE)
+        if (compact_rows(s, s->due_rows + i, n - i < SKV_DUE ? n - i : SKV_DUE, error)) return error->code;
+    for (size_t i = 0; i < n; i++) {
+        skv_row *r = s->rows + s->due_rows[i];
+        caller_failed |= r->failure != NULL;
+        if (r->failure) continue;
         skv_row_shrink(s, r);
         if (!skv_row_reserve_sentences(r, (size_t)s->method.interval))
             return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
     }
+    return caller_failed ? skv_fail(error, SKV_CALLER, "the custom score failed") : SKV_OK;
+}
+
+skv_status skv_evict(skv_session *s, size_t n, skv_error *error) {
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    const skv_status status = evict(s, n, error);
+    for (size_t i = 0; i < n; i++) {
+        skv_row *r = s->rows + s->due_rows[i];
+        if (status && status != SKV_CALLER && !r->failure) r->failure = "its compaction failed";
+    }
     clock_gettime(CLOCK_MONOTONIC, &end);
     s->evict_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-    return failed ? skv_fail(error, SKV_CALLER, "the custom score failed") : SKV_OK;
+    return status;
+}
+
+/* A head's slots in pages of its own; page: host memory for one. */
+static bool fill_head(skv_device *device, const skv_cache_shape *shape, const skv_slots *in, size_t h, skv_head *head,
+                      char *page) {
+    const size_t dim = in->head_dim;
+    for (size_t first = 0; first < in->n_slots; first += SKV_PAGE, head->n_pages++) {
+        const size_t from = h * in->n_slots + first, left = in->n_slots - first, n = left < SKV_PAGE ? left : SKV_PAGE;
+        memset(page, 0, shape->page_bytes);
+        for (size_t i = 0; i < n; i++)
+            memcpy(page + i * shape->slot_bytes, in->keys + (from + i) * dim, dim * sizeof *in->keys);
+        memcpy(page + shape->positions_at, in->positions + from, n * sizeof *in->positions);
+        if (shape->sums) memcpy(page + shape->sums_at, in->sums + from, n * sizeof *in->sums);
+        char *to = head->pages[head->n_pages] = device->backend->alloc(device, 1, shape->page_bytes);
+        if (!to) return false;
+        device->backend->write(device, to, page, shape->page_bytes);
+    }
+    head->n_slots = (int32_t)in->n_slots;
+    return true;
+}
+
+/* What skv_select allocates. */
+typedef struct selecting {
+    skv_heap heap;
+    skv_device *device;
+    skv_head *heads;
+    skv_job *jobs;
+    skv_penalty *penalties;
+    char **pages, *page;
+    float *ring;
+} selecting;
+
+static bool allocate(selecting *a, const skv_cache_shape *shape, const skv_slots *in, size_t window) {
+    const size_t n_pages = skv_cache_pages(in->n_slots);
+    a->heads = skv_alloc(&a->heap, in->n_kv_heads, sizeof *a->heads);
+    a->jobs = skv_alloc(&a->heap, in->n_kv_heads, sizeof *a->jobs);
+    a->penalties = skv_alloc(&a->heap, in->n_penalties, sizeof *a->penalties);
+    a->pages = skv_alloc(&a->heap, skv_mul(in->n_kv_heads, n_pages), sizeof *a->pages);
+    a->page = skv_alloc(&a->heap, 1, shape->page_bytes);
+    a->ring = a->device->backend->alloc(a->device, skv_mul(window, in->n_heads), in->head_dim * sizeof *a->ring);
+    if (!a->heads || !a->jobs || !a->penalties || !a->pages || !a->page || !a->ring) return false;
+    for (size_t h = 0; h < in->n_kv_heads; h++) {
+        a->heads[h].pages = a->pages + h * n_pages;
+        if (!fill_head(a->device, shape, in, h, a->heads + h, a->page)) return false;
+    }
+    const size_t n = in->n_queries < window ? in->n_queries : window, bytes = in->head_dim * sizeof *a->ring;
+    for (size_t i = 0; i < n; i++)
+        for (size_t q = 0; q < in->n_heads; q++)
+            a->device->backend->write(a->device, a->ring + (i * in->n_heads + q) * in->head_dim,
+                                      in->queries + (q * in->n_queries + in->n_queries - n + i) * in->head_dim, bytes);
+    for (size_t i = 0; i < in->n_penalties; i++) {
+        const float *from = in->penalties + 3 * i;
+        a->penalties[i] = (skv_penalty){{(int32_t)from[0], (int32_t)from[1]}, from[2]};
+    }
+    return true;
+}
+
+static void release(selecting *a, const skv_slots *in) {
+    for (size_t h = 0; a->heads && h < in->n_kv_heads; h++)
+        for (int32_t page = 0; page < a->heads[h].n_pages; page++)
+            a->device->backend->free(a->device, a->heads[h].pages[page]);
+    a->device->backend->free(a->device, a->ring);
+    a->device->backend->close(a->device);
+    void *const blocks[] = {a->heads, a->jobs, a->penalties, a->pages, a->page};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&a->heap, blocks[i]);
+}
+
+/* Scores and selects a layer's heads and reads what is asked for. */
+static skv_status select_layer(const selecting *a, const skv_config *c, const skv_method *m, const skv_slots *in,
+                               skv_due *due, skv_selection *out, skv_error *error) {
+    const skv_backend *ops = a->device->backend;
+    const unsigned needs = skv_method_needs(m), given = given_terms(needs);
+    const skv_scoring scoring = scoring_of(m, needs & SKV_CUSTOM ? skv_evict_keeps(m, SKV_TRACE_NONE) : given);
+    for (size_t h = 0; h < in->n_kv_heads; h++) {
+        const int32_t budget = m->budgets[h];
+        a->jobs[h] = (skv_job){.due = due,
+                               .head = a->heads + h,
+                               .kv_head = (int32_t)h,
+                               .n_slots = (int32_t)in->n_slots,
+                               .n_newest = skv_method_newest(m, budget),
+                               .budget = budget,
+                               .scored = true,
+                               .penalised = true};
+    }
+    ops->score(a->device, &scoring, a->jobs, in->n_kv_heads);
+    if (needs & SKV_CUSTOM) {
+        skv_heap heap = {0};
+        float *floats = skv_alloc(&heap, fetched_floats(c, m, in->n_slots), sizeof *floats);
+        int32_t *positions = skv_alloc(&heap, in->n_slots, sizeof *positions);
+        bool ok = floats && positions;
+        for (size_t h = 0; ok && h < in->n_kv_heads; h++)
+            ok = ask(a->device, c, &scoring, a->jobs + h, floats, positions);
+        skv_free(&heap, floats);
+        skv_free(&heap, positions);
+        if (!ok) return skv_fail(error, SKV_CALLER, "the custom score failed");
+    }
+    ops->select(a->device, &scoring, a->jobs, in->n_kv_heads);
+    for (size_t h = 0; h < in->n_kv_heads; h++) {
+        out[h].given = given;
+        out[h].n_kept = (size_t)a->jobs[h].n_kept;
+        out[h].n_candidates = skv_job_candidates(a->jobs + h);
+        skv_fetched f = {.score = out[h].score, .kept = out[h].kept};
+        for (unsigned term = 0; term < SKV_N_TERMS; term++)
+            if (given & 1u << term) f.terms[term] = out[h].terms[term];
+        ops->fetch(a->device, &scoring, a->jobs + h, &f);
+    }
+    return ops->sync(a->device, error);
+}
+
+skv_status skv_select(const skv_method *m, const skv_slots *in, skv_selection *out, skv_error *error) {
+    const unsigned needs = skv_method_needs(m);
+    const skv_config config = {.n_layers = 1,
+                               .n_heads = (int32_t)in->n_heads,
+                               .n_kv_heads = (int32_t)in->n_kv_heads,
+                               .head_dim = (int32_t)in->head_dim,
+                               .hidden = 1};
+    const skv_workload work = {.config = &config,
+                               .cache = skv_cache_shape_of(config.head_dim, SKV_F32, needs & 1u << SKV_SUMS),
+                               .n_due = 1,
+                               .scored_slots = in->n_slots,
+                               .due_slots = skv_mul(in->n_slots, in->n_kv_heads),
+                               .window = m->window,
+                               .needs = needs,
+                               .keep = skv_evict_keeps(m, SKV_TRACE_SCORES)};
+    selecting a = {.device = skv_device_open(NULL, 1, error)};
+    if (!a.device) return error->code;
+    const size_t window = (size_t)m->window;
+    skv_status status = a.device->backend->reserve(a.device, &work, error);
+    if (!status && !allocate(&a, &work.cache, in, window))
+        status = skv_fail(error, SKV_CAPACITY, "out of memory for %zu slots", in->n_slots);
+    skv_due due = {.ring = a.ring,
+                   .n_tokens = (int32_t)(in->n_queries < window ? in->n_queries : window),
+                   .first = skv_method_protected(m, in->n_prompt),
+                   .first_layer = in->layer,
+                   .sequence = {in->sequence[0], in->sequence[1]},
+                   .penalties = a.penalties,
+                   .n_penalties = in->n_penalties};
+    if (!status) status = select_layer(&a, &config, m, in, &due, out, error);
+    release(&a, in);
+    return status;
 }

@@ -1,11 +1,9 @@
-/* Model families: what distinguishes one architecture of the Llama kind from another. A new family is a file under families/
- * and a row of the table in families.c. */
+/* Model families: what distinguishes one architecture of the Llama kind from another. A family is a row of the table.
+ */
 #ifndef SKV_FAMILIES_H
 #define SKV_FAMILIES_H
 
-#include <stddef.h>
-
-#include "config.h"
+#include <stdbool.h>
 
 /* Whether linear layers have a bias. */
 typedef enum skv_bias { SKV_BIAS_NEVER, SKV_BIAS_ALWAYS, SKV_BIAS_CONFIG } skv_bias;
@@ -17,10 +15,8 @@ typedef struct skv_family {
     bool qk_norm; /* RMSNorm over each head of q and k before the rotation */
 } skv_family;
 
-extern const skv_family *const skv_families[]; /* NULL-terminated */
+extern const skv_family skv_families[]; /* ended by a NULL name */
 
 const skv_family *skv_family_find(const char *name); /* NULL if unknown */
-
-extern const char *const skv_rope_names[SKV_N_ROPES];
 
 #endif

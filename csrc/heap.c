@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* Blocks of 2 MiB and more are mapped on their own: pages that are never touched cost nothing, huge pages save TLB misses when
- * weights are streamed, and the memory goes back to the system when the block is freed. */
+/* Blocks of 2 MiB and more are mapped on their own: pages that are never touched cost nothing, huge pages save TLB
+ * misses when weights are streamed, and the memory goes back to the system when the block is freed. */
 enum { HEADER = 64 };
 static const size_t HUGE_PAGE = (size_t)2 << 20;
 
@@ -39,7 +39,8 @@ void *skv_alloc(skv_heap *heap, size_t count, size_t size) {
         block = align_up((char *)header.base + HEADER, HEADER);
     } else {
         header.mapped = size + HUGE_PAGE + HEADER;
-        header.base = mmap(NULL, header.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        header.base =
+            mmap(NULL, header.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (header.base == MAP_FAILED) return NULL;
         block = align_up((char *)header.base + HEADER, HUGE_PAGE);
         /* Only whole huge pages inside the block: rounding up would make small models' memory grow. */

@@ -1,5 +1,5 @@
-/* The one allocator of the core. Every model and session owns a heap, so that the ledger can state its bytes and a test can show
- * that a decode step calls no allocator. */
+/* The one allocator of the core. Every model and session owns a heap, so that the ledger can state its bytes and a test
+ * can show that a decode step calls no allocator. */
 #ifndef SKV_HEAP_H
 #define SKV_HEAP_H
 
@@ -12,7 +12,8 @@ typedef struct skv_heap {
     uint64_t n_calls; /* of alloc and free together */
 } skv_heap;
 
-/* count × size zeroed bytes, aligned to 64; NULL if the product overflows or memory is out. A count of 0 gives a valid pointer. */
+/* count × size zeroed bytes, aligned to 64; NULL if the product overflows or memory is out. A count of 0 gives a valid
+ * pointer. */
 void *skv_alloc(skv_heap *heap, size_t count, size_t size);
 void skv_free(skv_heap *heap, void *block);
 

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdbool.h>
 
-#include "policies.h"
+#include "random.h"
 
 static int32_t argmax(const float *logits, size_t vocab) {
     size_t best = 0;
@@ -12,7 +12,9 @@ static int32_t argmax(const float *logits, size_t vocab) {
     return (int32_t)best;
 }
 
-static bool before(skv_candidate a, skv_candidate b) { return a.weight != b.weight ? a.weight > b.weight : a.id < b.id; }
+static bool before(skv_candidate a, skv_candidate b) {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+}
 
 static void sift_down(skv_candidate *heap, size_t n, size_t at) {
     for (;;) {
@@ -36,7 +38,8 @@ static skv_candidate pop(skv_candidate *heap, size_t *n) {
     return best;
 }
 
-int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *s, const int64_t *sequence, skv_candidate *scratch) {
+int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *s, const int64_t *sequence,
+                   skv_candidate *scratch) {
     const int32_t best = argmax(logits, vocab);
     if (!(s->temperature > 0)) return best;
     uint64_t x = skv_splitmix64(s->seed);
@@ -48,7 +51,8 @@ int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *s, con
         scratch[i] = (skv_candidate){expf((logits[i] - logits[best]) / s->temperature), (int32_t)i};
         total += (double)scratch[i].weight;
     }
-    /* The candidates that stay stand at the end of scratch, the best one last; without a filter all of them, in order of id. */
+    /* The candidates that stay stand at the end of scratch, the best one last; without a filter all of them, in order
+     * of id. */
     size_t first = 0;
     if (s->top_k > 0 || s->top_p < 1) {
         size_t heap = vocab;
@@ -59,9 +63,11 @@ int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *s, con
             total = 0;
             while (vocab - heap < most) total += (double)pop(scratch, &heap).weight;
             first = vocab;
-            while (first > heap && (first == vocab || sum < (double)s->top_p * total)) sum += (double)scratch[--first].weight;
+            while (first > heap && (first == vocab || sum < (double)s->top_p * total))
+                sum += (double)scratch[--first].weight;
         } else {
-            while (heap > 0 && (heap == vocab || sum < (double)s->top_p * total)) sum += (double)pop(scratch, &heap).weight;
+            while (heap > 0 && (heap == vocab || sum < (double)s->top_p * total))
+                sum += (double)pop(scratch, &heap).weight;
             first = heap;
         }
     }

@@ -1,4 +1,5 @@
-/* The next token from a row of logits: greedy, or drawn after temperature, top-k, top-p and min-p, in that order (as transformers does). */
+/* The next token from a row of logits: greedy, or drawn after temperature, top-k, top-p and min-p, in that order (as
+ * transformers does). */
 #ifndef SKV_SAMPLE_H
 #define SKV_SAMPLE_H
 
@@ -17,7 +18,9 @@ typedef struct skv_candidate {
     int32_t id;
 } skv_candidate;
 
-/* sequence [3]: prompt index, sample index, position. What is drawn depends on these and the seed alone. scratch [vocab]. */
-int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *sampling, const int64_t *sequence, skv_candidate *scratch);
+/* sequence [3]: prompt index, sample index, position. What is drawn depends on these and the seed alone. scratch
+ * [vocab]. */
+int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *sampling, const int64_t *sequence,
+                   skv_candidate *scratch);
 
 #endif

@@ -1,62 +1,96 @@
 #include "session.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "evict.h"
 
-static float *floats(skv_session *s, size_t n, size_t width) { return skv_alloc(&s->heap, skv_mul(n, width), sizeof(float)); }
+static size_t n_cache_heads(const skv_session *s) {
+    return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
+}
 
-static size_t n_cache_heads(const skv_session *s) { return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads; }
+static void *device_alloc(skv_session *s, size_t n, size_t width) {
+    return s->device->backend->alloc(s->device, skv_mul(n, width), sizeof(float));
+}
 
-skv_session *skv_session_new(const skv_model *model, const skv_options *options, skv_error *error) {
+/* The buffers of a forward; *count of them. */
+typedef struct buffer {
+    float **at;
+    size_t width;
+} buffer;
+
+enum { N_BUFFERS = 8 };
+
+static void list_buffers(skv_session *s, buffer *list) {
+    const skv_config *c = &s->model->config;
+    const size_t q = (size_t)c->n_heads * (size_t)c->head_dim, kv = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    const size_t hidden = (size_t)c->hidden, ffn = (size_t)c->ffn;
+    const buffer all[N_BUFFERS] = {{&s->x, hidden}, {&s->y, hidden}, {&s->q, q},      {&s->mixed, q},
+                                   {&s->k, kv},     {&s->v, kv},     {&s->gate, ffn}, {&s->up, ffn}};
+    memcpy(list, all, sizeof all);
+}
+
+static bool allocate_session(skv_session *s) {
+    const size_t n_heads = n_cache_heads(s), n = s->max_tokens;
+    buffer buffers[N_BUFFERS];
+    list_buffers(s, buffers);
+    for (size_t i = 0; i < N_BUFFERS; i++)
+        if (!(*buffers[i].at = device_alloc(s, n, buffers[i].width))) return false;
+    s->rows = skv_alloc(&s->heap, s->n_rows, sizeof *s->rows);
+    s->parts = skv_alloc(&s->heap, s->n_rows, sizeof *s->parts);
+    s->due_rows = skv_alloc(&s->heap, s->n_rows, sizeof *s->due_rows);
+    s->budgets = skv_alloc(&s->heap, n_heads, sizeof *s->budgets);
+    s->tokens = skv_alloc(&s->heap, n, sizeof *s->tokens);
+    s->due = skv_alloc(&s->heap, s->work.n_due, sizeof *s->due);
+    s->jobs = skv_alloc(&s->heap, skv_mul(s->work.n_due, n_heads), sizeof *s->jobs);
+    return s->rows && s->parts && s->due_rows && s->budgets && s->tokens && s->due && s->jobs;
+}
+
+skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_error *error) {
     const skv_config *c = &model->config;
-    const size_t q = (size_t)c->n_heads * (size_t)c->head_dim, kv = (size_t)c->n_kv_heads * (size_t)c->head_dim, n = options->max_tokens;
     const size_t n_heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
-    if (skv_method_check(&options->method, n_heads, (size_t)c->n_kv_heads, error)) return NULL;
+    const unsigned needs = skv_method_needs(&o->method);
+    if (skv_method_check(&o->method, n_heads, (size_t)c->n_kv_heads, error)) return NULL;
+    skv_device *device = skv_device_open(model->device->variant, o->n_threads, error);
+    if (!device) return NULL;
     skv_heap heap = {0};
     skv_session *s = skv_alloc(&heap, 1, sizeof *s);
-    if (!s) goto out_of_memory;
-    *s = (skv_session){.model = model,
-                       .heap = heap,
-                       .n_rows = options->n_rows,
-                       .max_tokens = n,
-                       .method = options->method,
-                       .vocabulary = options->vocabulary,
-                       .trace_level = options->trace};
-    s->cache = (skv_cache){.shape = skv_cache_shape_of(c, options->cache_type, skv_method_needs(&options->method) & SKV_NEEDS_SUMS),
-                           .heap = &s->heap,
-                           .limit_bytes = options->limit_bytes};
-    s->exec = (skv_exec){.backend = model->backend, .n_threads = options->n_threads};
-    s->exec.scratch_per_thread = (model->backend->scratch(&s->cache.shape, c->n_heads / c->n_kv_heads) + 15) / 16 * 16;
-    s->exec.scratch = floats(s, (size_t)options->n_threads, s->exec.scratch_per_thread);
-    s->rows = skv_alloc(&s->heap, s->n_rows, sizeof *s->rows);
-    s->views = skv_alloc(&s->heap, s->n_rows, sizeof *s->views);
-    s->due = skv_alloc(&s->heap, s->n_rows, sizeof *s->due);
-    s->tasks = skv_alloc(&s->heap, skv_mul(s->n_rows, (size_t)c->n_layers), sizeof *s->tasks);
-    s->budgets = skv_alloc(&s->heap, n_heads, sizeof *s->budgets);
-    s->marks = skv_alloc(&s->heap, n, sizeof *s->marks);
-    s->steered = skv_alloc(&s->heap, n, sizeof *s->steered);
-    s->alphas = floats(s, n, 1);
-    s->x = floats(s, n, (size_t)c->hidden);
-    s->y = floats(s, n, (size_t)c->hidden);
-    s->q = floats(s, n, q);
-    s->mixed = floats(s, n, q);
-    s->k = floats(s, n, kv);
-    s->v = floats(s, n, kv);
-    s->gate = floats(s, n, (size_t)c->ffn);
-    s->up = floats(s, n, (size_t)c->ffn);
-    s->cosine = floats(s, n, (size_t)c->head_dim / 2);
-    s->sine = floats(s, n, (size_t)c->head_dim / 2);
-    if (!(s->exec.scratch && s->rows && s->views && s->due && s->tasks && s->budgets && s->marks && s->steered && s->alphas && s->x &&
-          s->y && s->q && s->mixed && s->k && s->v && s->gate && s->up && s->cosine && s->sine))
+    if (!s) {
+        device->backend->close(device);
         goto out_of_memory;
-    for (size_t h = 0; h < n_heads; h++) s->budgets[h] = options->method.budgets ? options->method.budgets[h] : 0;
+    }
+    *s = (skv_session){.model = model,
+                       .device = device,
+                       .heap = heap,
+                       .n_rows = o->n_rows,
+                       .max_tokens = o->max_tokens,
+                       .method = o->method,
+                       .needs = needs,
+                       .vocabulary = o->vocabulary,
+                       .trace_level = o->trace};
+    s->work = (skv_workload){.config = c,
+                             .inv_freq = model->inv_freq,
+                             .cache = skv_cache_shape_of(c->head_dim, o->cache_type, needs & 1u << SKV_SUMS),
+                             .n_rows = o->n_rows,
+                             .n_tokens = o->max_tokens,
+                             .window = o->method.window,
+                             .needs = needs,
+                             .keep = skv_evict_keeps(&o->method, o->trace)};
+    if (needs & SKV_COMPACTS) s->work.n_due = o->n_rows < SKV_DUE ? o->n_rows : SKV_DUE;
+    s->cache = (skv_cache){.shape = s->work.cache, .device = device, .heap = &s->heap, .limit_bytes = o->limit_bytes};
+    if (!allocate_session(s)) goto out_of_memory;
+    if (device->backend->reserve(device, &s->work, error)) {
+        skv_session_free(s);
+        return NULL;
+    }
+    for (size_t h = 0; h < n_heads; h++) s->budgets[h] = o->method.budgets ? o->method.budgets[h] : 0;
     s->method.budgets = s->budgets;
     return s;
 
 out_of_memory:
     skv_session_free(s);
-    skv_fail(error, SKV_CAPACITY, "out of memory for a session of %zu rows and %zu tokens a forward", options->n_rows, n);
+    skv_fail(error, SKV_CAPACITY, "out of memory for a session of %zu rows and %zu tokens a forward", o->n_rows,
+             o->max_tokens);
     return NULL;
 }
 
@@ -65,47 +99,65 @@ void skv_session_free(skv_session *s) {
     for (size_t r = 0; s->rows && r < s->n_rows; r++)
         if (s->rows[r].open) skv_row_close(s, (int32_t)r);
     skv_cache_free(&s->cache);
-    void *const blocks[] = {s->exec.scratch,
-                            s->exec.partials,
-                            s->rows,
-                            s->views,
-                            s->due,
-                            s->tasks,
-                            s->budgets,
-                            s->marks,
-                            s->steered,
-                            s->alphas,
-                            s->x,
-                            s->y,
-                            s->q,
-                            s->mixed,
-                            s->k,
-                            s->v,
-                            s->gate,
-                            s->up,
-                            s->cosine,
-                            s->sine,
-                            s->scoring,
-                            s->received,
-                            s->trace.bytes};
+    buffer buffers[N_BUFFERS];
+    list_buffers(s, buffers);
+    for (size_t i = 0; i < N_BUFFERS; i++) s->device->backend->free(s->device, *buffers[i].at);
+    s->device->backend->close(s->device);
+    void *const blocks[] = {s->rows, s->parts, s->due_rows, s->budgets,     s->tokens,
+                            s->due,  s->jobs,  s->fetched,  s->trace.bytes, s->fetched_slots};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&s->heap, blocks[i]);
     skv_heap heap = s->heap;
     skv_free(&heap, s);
 }
 
-/* Most slots that a head holds at once: all tokens, or those of the prompt, or a budget and what comes before the next compaction. */
-static size_t peak_slots(const skv_session *s, size_t head, int32_t capacity, int32_t n_prompt) {
-    if (!(s->method.policy->needs & SKV_COMPACTS) || !s->method.evict) return (size_t)capacity;
-    const int32_t decoding = s->method.budgets[head] + s->method.interval, peak = decoding > n_prompt ? decoding : n_prompt;
+/* What the heads of a layer may hold together once they are compacted: their budgets. */
+static int64_t layer_budget(const skv_session *s, size_t head) {
+    const size_t n_kv = (size_t)s->model->config.n_kv_heads, first = head / n_kv * n_kv;
+    int64_t sum = 0;
+    for (size_t h = first; h < first + n_kv; h++) sum += s->budgets[h];
+    return sum;
+}
+
+/* Most slots that a head holds at once, if it is compacted: all tokens, or those of the prompt, or a budget (of the
+ * layer, where it is shared) and what comes before the next compaction. */
+static size_t scored_slots(const skv_session *s, size_t head, int32_t capacity, int32_t n_prompt) {
+    const int64_t budget = s->needs & SKV_BY_LAYER ? layer_budget(s, head) : s->budgets[head];
+    const int64_t decoding = budget + s->method.interval, peak = decoding > n_prompt ? decoding : n_prompt;
     return (size_t)(peak < capacity ? peak : capacity);
 }
 
-static size_t pages_for(size_t slots) { return (slots + SKV_PAGE - 1) / SKV_PAGE; }
+/* Most slots that are in the cache for a head. */
+static size_t cache_slots(const skv_session *s, size_t head, int32_t capacity, int32_t n_prompt) {
+    const bool evicts = s->needs & SKV_COMPACTS && s->method.evict;
+    return evicts ? scored_slots(s, head, capacity, n_prompt) : (size_t)capacity;
+}
+
+/* Most slots, and pages, of the heads of a layer together (METHOD.md §5). */
+static size_t layer_slots(const skv_session *s, size_t layer, int32_t capacity, int32_t n_prompt, size_t *pages) {
+    const size_t n_kv = (size_t)s->model->config.n_kv_heads, first = layer * n_kv;
+    size_t slots = 0;
+    *pages = 0;
+    for (size_t h = first; h < first + n_kv; h++) {
+        slots += scored_slots(s, h, capacity, n_prompt);
+        *pages += skv_cache_pages(cache_slots(s, h, capacity, n_prompt));
+    }
+    if (!(s->needs & SKV_BY_LAYER)) return slots;
+    /* Sharing heads cannot all be as long as one may be; each wastes less than a page. */
+    const size_t prompt = n_kv * (size_t)(n_prompt < capacity ? n_prompt : capacity);
+    const size_t decoding = (size_t)layer_budget(s, first) + n_kv * (size_t)s->method.interval;
+    const size_t most = decoding > prompt ? decoding : prompt;
+    const size_t whole = (most + n_kv * (SKV_PAGE - 1)) / SKV_PAGE;
+    if (s->method.evict && whole < *pages) *pages = whole;
+    return most < slots ? most : slots;
+}
 
 static size_t row_pages(const skv_session *s, int32_t capacity, int32_t n_prompt) {
-    size_t pages = 0;
-    for (size_t h = 0; h < n_cache_heads(s); h++) pages += pages_for(peak_slots(s, h, capacity, n_prompt));
-    return pages;
+    size_t sum = 0, pages;
+    for (size_t layer = 0; layer < (size_t)s->model->config.n_layers; layer++) {
+        layer_slots(s, layer, capacity, n_prompt, &pages);
+        sum += pages;
+    }
+    return sum;
 }
 
 size_t skv_row_bytes(const skv_session *s, int32_t capacity, int32_t n_prompt) {
@@ -119,56 +171,58 @@ void skv_row_shrink(skv_session *s, skv_row *r) {
     r->n_reserved = pages;
 }
 
-/* *block, sized for *have, becomes `total` floats for `need` where that is more; its content is dropped. */
-static bool grow(skv_session *s, float **block, size_t *have, size_t need, size_t total) {
-    if (need <= *have) return true;
-    float *larger = floats(s, total, 1);
-    if (!larger) return false;
-    skv_free(&s->heap, *block);
-    *block = larger;
-    *have = need;
-    return true;
-}
+static void at_least(size_t *most, size_t value) { *most = value > *most ? value : *most; }
 
-/* What forwards with rows of this many slots need of the session. */
-static bool grow_workspace(skv_session *s, size_t slots) {
-    const unsigned needs = skv_method_needs(&s->method);
-    const size_t pages = pages_for(slots), n_threads = (size_t)s->exec.n_threads, ld = pages * SKV_PAGE + 32;
-    const size_t partial = (size_t)s->model->config.n_heads * ((size_t)s->cache.shape.stride + 2);
-    if (!grow(s, &s->exec.partials, &s->exec.n_partial_pages, pages, skv_mul(pages, partial))) return false;
-    if ((needs & SKV_NEEDS_SUMS) && !grow(s, &s->received, &s->received_ld, ld, skv_mul(ld, 2 * n_threads))) return false;
-    if (!(needs & SKV_COMPACTS)) return true;
-    if (!grow(s, &s->scoring, &s->scoring_slots, slots, skv_mul(skv_evict_workspace(s, slots), n_threads))) return false;
-    s->scoring_per_thread = skv_evict_workspace(s, s->scoring_slots);
-    return true;
+/* What forwards and compactions with this row need of the session, beside the others'. */
+static skv_status grow_workspace(skv_session *s, const skv_row *r, skv_error *error) {
+    skv_workload work = s->work;
+    size_t due_slots = 0, pages;
+    for (size_t h = 0; h < n_cache_heads(s); h++) {
+        at_least(&work.head_slots, cache_slots(s, h, r->capacity, r->n_prompt));
+        if (work.n_due) at_least(&work.scored_slots, scored_slots(s, h, r->capacity, r->n_prompt));
+    }
+    for (size_t layer = 0; layer < (size_t)s->model->config.n_layers; layer++)
+        due_slots += layer_slots(s, layer, r->capacity, r->n_prompt, &pages);
+    if (work.n_due) at_least(&work.due_slots, due_slots);
+    const size_t fetched = skv_evict_fetched(s, work.scored_slots);
+    if (fetched && work.scored_slots > s->work.scored_slots) {
+        float *floats = skv_alloc(&s->heap, fetched, sizeof *floats);
+        int32_t *slots = skv_alloc(&s->heap, 2 * work.scored_slots, sizeof *slots);
+        skv_free(&s->heap, floats ? s->fetched : NULL);
+        skv_free(&s->heap, slots ? s->fetched_slots : NULL);
+        if (floats) s->fetched = floats;
+        if (slots) s->fetched_slots = slots;
+        if (!floats || !slots) return skv_fail(error, SKV_CAPACITY, "out of memory for the arrays of a head");
+    }
+    if (s->device->backend->reserve(s->device, &work, error)) return error->code;
+    s->work = work;
+    return SKV_OK;
 }
 
 /* The parts of a row whose size follows from its options; those it has are freed by skv_row_close. */
-static bool allocate(skv_session *s, skv_row *r) {
+static bool allocate_row(skv_session *s, skv_row *r) {
     const skv_config *c = &s->model->config;
     const size_t n_heads = n_cache_heads(s);
-    size_t n_pages = 0, slots = 0;
-    for (size_t h = 0; h < n_heads; h++) {
-        const size_t peak = peak_slots(s, h, r->capacity, r->n_prompt);
-        n_pages += pages_for(peak);
-        if (peak > slots) slots = peak;
-    }
+    size_t n_pages = 0;
+    for (size_t h = 0; h < n_heads; h++) n_pages += skv_cache_pages(cache_slots(s, h, r->capacity, r->n_prompt));
     r->heads = skv_alloc(&s->heap, n_heads, sizeof *r->heads);
     r->pages = skv_alloc(&s->heap, n_pages, sizeof *r->pages);
-    if (!r->heads || !r->pages || !grow_workspace(s, slots)) return false;
+    if (!r->heads || !r->pages) return false;
     for (size_t h = 0, at = 0; h < n_heads; h++) {
         r->heads[h].pages = r->pages + at;
-        at += pages_for(peak_slots(s, h, r->capacity, r->n_prompt));
+        at += skv_cache_pages(cache_slots(s, h, r->capacity, r->n_prompt));
     }
-    if (skv_method_needs(&s->method) & SKV_NEEDS_QUERIES) {
-        r->ring = floats(s, (size_t)c->n_layers * (size_t)s->method.window, (size_t)c->n_heads * (size_t)c->head_dim);
+    if (s->needs & SKV_QUERIES) {
+        const size_t queries = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads;
+        r->ring = device_alloc(s, queries, (size_t)c->head_dim);
         if (!r->ring) return false;
     }
-    if ((s->method.policy->needs & SKV_COMPACTS) && !s->method.evict) {
+    if (s->needs & SKV_COMPACTS && !s->method.evict) {
         r->held = skv_alloc(&s->heap, n_heads, sizeof *r->held);
         if (!r->held) return false;
         for (size_t h = 0; h < n_heads; h++) {
-            r->held[h].slots = skv_alloc(&s->heap, (size_t)s->method.budgets[h], sizeof *r->held[h].slots);
+            const int64_t budget = s->needs & SKV_BY_LAYER ? layer_budget(s, h) : s->budgets[h];
+            r->held[h].slots = device_alloc(s, (size_t)(budget < r->capacity ? budget : r->capacity), 1);
             if (!r->held[h].slots) return false;
         }
     }
@@ -179,14 +233,22 @@ static bool allocate(skv_session *s, skv_row *r) {
     return true;
 }
 
+static skv_status out_of_memory(skv_session *s, int32_t row, int32_t capacity, skv_error *error) {
+    skv_row_close(s, row);
+    return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", capacity);
+}
+
 /* A free row of this shape, its pages reserved; its tracker is still to be made. */
 static skv_status open_row(skv_session *s, const skv_row *shape, int32_t *row, skv_error *error) {
     const skv_config *c = &s->model->config;
     if (shape->capacity < 1 || shape->capacity > c->context)
-        return skv_fail(error, SKV_CONFIG, "a row of %d tokens; this model's context allows 1 to %d", shape->capacity, c->context);
+        return skv_fail(error, SKV_CONFIG, "a row of %d tokens; this model's context allows 1 to %d", shape->capacity,
+                        c->context);
     if (shape->n_prompt < 1 || shape->n_prompt > shape->capacity)
-        return skv_fail(error, SKV_CONFIG, "a prompt of %d tokens; this row's capacity allows 1 to %d", shape->n_prompt, shape->capacity);
-    if (skv_method_check_prompt(&s->method, n_cache_heads(s), shape->n_prompt, shape->reserve, error)) return error->code;
+        return skv_fail(error, SKV_CONFIG, "a prompt of %d tokens; this row's capacity allows 1 to %d", shape->n_prompt,
+                        shape->capacity);
+    if (skv_method_check_prompt(&s->method, n_cache_heads(s), shape->n_prompt, shape->reserve, error))
+        return error->code;
     size_t free_row = 0;
     while (free_row < s->n_rows && s->rows[free_row].open) free_row++;
     if (free_row == s->n_rows) return skv_fail(error, SKV_CAPACITY, "all %zu rows are taken", s->n_rows);
@@ -197,47 +259,49 @@ static skv_status open_row(skv_session *s, const skv_row *shape, int32_t *row, s
     r->open = true;
     r->n_reserved = pages;
     *row = (int32_t)free_row;
-    if (allocate(s, r)) return SKV_OK;
+    if (!allocate_row(s, r)) return out_of_memory(s, *row, shape->capacity, error);
+    if (!grow_workspace(s, r, error)) return SKV_OK;
     skv_row_close(s, *row);
-    return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", shape->capacity);
-}
-
-static bool copy_steering(skv_session *s, skv_row *r, const skv_steering *from) {
-    r->steering = *from;
-    r->steering.vector = NULL;
-    if (!from->vector) return true;
-    const size_t hidden = (size_t)s->model->config.hidden;
-    r->steering.vector = floats(s, hidden, 1);
-    if (r->steering.vector) memcpy(r->steering.vector, from->vector, hidden * sizeof(float));
-    return r->steering.vector != NULL;
+    return error->code;
 }
 
 skv_status skv_row_open(skv_session *s, const skv_row_options *o, int32_t *row, skv_error *error) {
-    const skv_row shape = {
-        .capacity = o->capacity, .n_prompt = o->n_prompt, .reserve = o->reserve, .sequence = {o->sequence[0], o->sequence[1]}};
-    if (o->steering.vector && (o->steering.layer < 0 || o->steering.layer >= s->model->config.n_layers))
-        return skv_fail(error, SKV_CONFIG, "steering layer is %d; allowed: 0 to %d", o->steering.layer, s->model->config.n_layers - 1);
+    const size_t hidden = (size_t)s->model->config.hidden, decoding = (size_t)s->method.interval;
+    const int32_t n_layers = s->model->config.n_layers;
+    const skv_row shape = {.capacity = o->capacity,
+                           .n_prompt = o->n_prompt,
+                           .reserve = o->reserve,
+                           .sequence = {o->sequence[0], o->sequence[1]},
+                           .steering = o->steering};
+    if (o->steering.vector && (o->steering.layer < 0 || o->steering.layer >= n_layers))
+        return skv_fail(error, SKV_CONFIG, "steering layer is %d; allowed: 0 to %d", o->steering.layer, n_layers - 1);
     if (open_row(s, &shape, row, error)) return error->code;
     skv_row *r = s->rows + *row;
-    const size_t decoding = (size_t)s->method.interval;
-    if (skv_tracker_init(&r->tracker, &s->heap, &s->vocabulary, s->method.compat, (size_t)s->model->config.hidden, o->n_prompt) &&
-        skv_tracker_reserve(&r->tracker, decoding < (size_t)o->capacity ? decoding : (size_t)o->capacity) &&
-        copy_steering(s, r, &o->steering))
-        return SKV_OK;
-    skv_row_close(s, *row);
-    return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", o->capacity);
+    if (o->steering.vector) {
+        r->vector = device_alloc(s, hidden, 1);
+        if (!r->vector) return out_of_memory(s, *row, o->capacity, error);
+        s->device->backend->write(s->device, r->vector, o->steering.vector, hidden * sizeof *r->vector);
+    }
+    if (!skv_tracker_init(&r->tracker, &s->heap, s->device, &s->vocabulary, s->method.compat, hidden, o->n_prompt) ||
+        !skv_row_reserve_sentences(r, decoding))
+        return out_of_memory(s, *row, o->capacity, error);
+    return s->device->backend->sync(s->device, error);
 }
 
-skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t sample, int32_t *row, skv_error *error) {
+skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t sample, int32_t *row,
+                        skv_error *error) {
     const skv_config *c = &s->model->config;
+    const skv_backend *ops = s->device->backend;
     const skv_row *parent = s->rows + from;
     if (capacity < parent->n_tokens)
-        return skv_fail(error, SKV_CONFIG, "a fork of capacity %d; the row holds %d tokens already", capacity, parent->n_tokens);
-    const skv_row shape = {.failed = parent->failed,
+        return skv_fail(error, SKV_CONFIG, "a fork of capacity %d; the row holds %d tokens already", capacity,
+                        parent->n_tokens);
+    const skv_row shape = {.failure = parent->failure,
                            .capacity = capacity,
                            .n_prompt = parent->n_prompt,
                            .reserve = parent->reserve,
                            .sequence = {parent->sequence[0], sample},
+                           .steering = parent->steering,
                            .n_tokens = parent->n_tokens,
                            .n_steered = parent->n_steered,
                            .n_compactions = parent->n_compactions,
@@ -245,48 +309,64 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
                            .n_pairs = parent->n_pairs};
     if (open_row(s, &shape, row, error)) return error->code;
     skv_row *r = s->rows + *row;
-    const size_t n_heads = n_cache_heads(s);
-    for (size_t h = 0; h < n_heads; h++) {
-        skv_row_extend(s, r, r->heads + h, (size_t)parent->heads[h].n_slots);
-        for (int32_t page = 0; page < r->heads[h].n_pages; page++)
-            memcpy(r->heads[h].pages[page], parent->heads[h].pages[page], s->cache.shape.page_bytes);
+    for (size_t h = 0; h < n_cache_heads(s); h++) {
+        const skv_head *head = parent->heads + h;
+        skv_cache_extend(&s->cache, r->heads + h, (size_t)head->n_slots);
+        for (int32_t page = 0; page < head->n_pages; page++)
+            ops->copy(s->device, r->heads[h].pages[page], head->pages[page], s->cache.shape.page_bytes);
         if (r->held) {
-            r->held[h].n = parent->held[h].n, r->held[h].end = parent->held[h].end;
-            memcpy(r->held[h].slots, parent->held[h].slots, (size_t)parent->held[h].n * sizeof *r->held[h].slots);
+            const skv_held *held = parent->held + h;
+            r->held[h].n = held->n, r->held[h].end = held->end;
+            ops->copy(s->device, r->held[h].slots, held->slots, (size_t)held->n * sizeof *held->slots);
         }
         if (r->lost) r->lost[h] = parent->lost[h];
     }
+    r->n_pages = r->peak_pages = parent->n_pages;
     if (r->ring) {
-        const size_t ring = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads * (size_t)c->head_dim;
-        memcpy(r->ring, parent->ring, ring * sizeof *r->ring);
+        const size_t queries = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads;
+        ops->copy(s->device, r->ring, parent->ring, queries * (size_t)c->head_dim * sizeof *r->ring);
     }
-    if (skv_tracker_copy(&r->tracker, &parent->tracker) && skv_row_reserve_sentences(r, (size_t)s->method.interval) &&
-        copy_steering(s, r, &parent->steering))
-        return SKV_OK;
-    skv_row_close(s, *row);
-    return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", capacity);
+    if (parent->vector) {
+        r->vector = device_alloc(s, (size_t)c->hidden, 1);
+        if (!r->vector) return out_of_memory(s, *row, capacity, error);
+        ops->copy(s->device, r->vector, parent->vector, (size_t)c->hidden * sizeof *r->vector);
+    }
+    if (!skv_tracker_copy(&r->tracker, &parent->tracker) || !skv_row_reserve_sentences(r, (size_t)s->method.interval))
+        return out_of_memory(s, *row, capacity, error);
+    return ops->sync(s->device, error);
 }
 
 void skv_row_close(skv_session *s, int32_t row) {
     skv_row *r = s->rows + row;
-    for (size_t h = 0; r->heads && h < n_cache_heads(s); h++) skv_cache_clear(&s->cache, r->heads + h);
-    for (size_t h = 0; r->held && h < n_cache_heads(s); h++) skv_free(&s->heap, r->held[h].slots);
+    for (size_t h = 0; h < n_cache_heads(s); h++) {
+        if (r->heads) skv_cache_truncate(&s->cache, r->heads + h, 0);
+        if (r->held) s->device->backend->free(s->device, r->held[h].slots);
+    }
     skv_tracker_free(&r->tracker);
-    void *const blocks[] = {r->heads, r->pages, r->ring, r->held, r->lost, r->steering.vector};
+    s->device->backend->free(s->device, r->ring);
+    s->device->backend->free(s->device, r->vector);
+    void *const blocks[] = {r->heads, r->pages, r->held, r->lost};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&s->heap, blocks[i]);
     skv_cache_release(&s->cache, r->n_reserved);
     *r = (skv_row){0};
 }
 
-void skv_row_extend(skv_session *s, skv_row *r, skv_head *head, size_t n) {
-    const int32_t before = head->n_pages;
-    skv_cache_extend(&s->cache, head, n);
-    r->n_pages += (size_t)(head->n_pages - before);
-    if (r->n_pages > r->peak_pages) r->peak_pages = r->n_pages;
+bool skv_row_is_open(const skv_session *s, int32_t row) {
+    return row >= 0 && (size_t)row < s->n_rows && s->rows[row].open;
+}
+
+void skv_row_extend(skv_session *s, skv_row *r, size_t n) {
+    for (size_t h = 0; h < n_cache_heads(s); h++) {
+        const int32_t before = r->heads[h].n_pages;
+        skv_cache_extend(&s->cache, r->heads + h, n);
+        r->n_pages += (size_t)(r->heads[h].n_pages - before);
+    }
+    at_least(&r->peak_pages, r->n_pages);
 }
 
 bool skv_row_on_grid(const skv_session *s, const skv_row *r, int32_t n_tokens) {
-    return n_tokens == r->n_prompt || (n_tokens > r->n_prompt && n_tokens > 1 && n_tokens % s->method.interval == 1 % s->method.interval);
+    const int32_t interval = s->method.interval;
+    return n_tokens == r->n_prompt || (n_tokens > r->n_prompt && n_tokens > 1 && n_tokens % interval == 1 % interval);
 }
 
 int32_t skv_row_chunk(const skv_session *s, int32_t row, int32_t n) {
@@ -294,4 +374,79 @@ int32_t skv_row_chunk(const skv_session *s, int32_t row, int32_t n) {
     for (int32_t i = 1; i < n; i++)
         if (skv_row_on_grid(s, r, r->n_tokens + i)) return i;
     return n;
+}
+
+void skv_row_brake(skv_session *s, int32_t row) {
+    skv_steering *steering = &s->rows[row].steering;
+    steering->alpha = steering->alpha_max;
+}
+
+skv_row_state skv_row_state_of(const skv_session *s, int32_t row) {
+    const skv_row *r = s->rows + row;
+    const skv_tracker *t = &r->tracker;
+    skv_row_state state = {.n_tokens = r->n_tokens,
+                           .n_prompt = r->n_prompt,
+                           .live_bytes = r->n_pages * s->cache.shape.page_bytes,
+                           .peak_bytes = r->peak_pages * s->cache.shape.page_bytes,
+                           .n_compactions = r->n_compactions,
+                           .n_evicted = r->n_evicted,
+                           .n_pairs = r->n_pairs,
+                           .n_sentences = t->n_sentences,
+                           .n_thoughts = t->n_thoughts,
+                           .n_thinking = t->n_thinking,
+                           .n_answer = t->n_answer,
+                           .n_repeating = t->n_repeating,
+                           .n_steered = r->n_steered};
+    for (size_t h = 0; h < n_cache_heads(s); h++) state.n_slots += (size_t)r->heads[h].n_slots;
+    for (size_t i = 0; i < t->n_sentences; i++) state.n_flagged += t->facts[i].lambda > 0;
+    return state;
+}
+
+size_t skv_row_positions(skv_session *s, int32_t row, size_t layer, size_t head, int32_t *positions, size_t room) {
+    const skv_head *from = s->rows[row].heads + layer * (size_t)s->model->config.n_kv_heads + head;
+    skv_error ignored;
+    for (size_t i = 0, n; i < room && i < (size_t)from->n_slots; i += n) {
+        n = room - i < SKV_PAGE ? room - i : SKV_PAGE;
+        s->device->backend->read(s->device, positions + i, from->pages[i / SKV_PAGE] + s->cache.shape.positions_at,
+                                 n * sizeof *positions);
+    }
+    s->device->backend->sync(s->device, &ignored);
+    return (size_t)from->n_slots;
+}
+
+skv_sentence skv_row_sentence(skv_session *s, int32_t row, size_t i, float *vector) {
+    const skv_tracker *t = &s->rows[row].tracker;
+    const size_t hidden = (size_t)s->model->config.hidden;
+    skv_error ignored;
+    if (vector && t->vectors[i]) {
+        s->device->backend->read(s->device, vector, t->vectors[i], hidden * sizeof *vector);
+        s->device->backend->sync(s->device, &ignored);
+    } else if (vector) {
+        for (size_t k = 0; k < hidden; k++) vector[k] = NAN;
+    }
+    return skv_tracker_sentence(t, i);
+}
+
+bool skv_session_steered(const skv_session *s, size_t t, float *alpha) {
+    *alpha = s->tokens[t].alpha;
+    return s->tokens[t].steered;
+}
+
+const char *skv_session_trace(const skv_session *s, size_t *n_bytes) {
+    *n_bytes = s->trace.n;
+    return s->trace.bytes;
+}
+
+void skv_session_drop_trace(skv_session *s) { s->trace.n = 0; }
+
+skv_ledger skv_session_ledger(const skv_session *s) {
+    const size_t page = s->cache.shape.page_bytes;
+    return (skv_ledger){.live_bytes = (s->cache.n_pages - s->cache.n_free) * page,
+                        .reserved_bytes = s->cache.n_reserved * page,
+                        .pool_bytes = s->cache.n_pages * page,
+                        .peak_bytes = s->cache.peak_pages * page,
+                        .page_bytes = page,
+                        .heap_bytes = s->heap.live_bytes + s->device->heap.live_bytes,
+                        .n_allocator_calls = s->heap.n_calls + s->device->heap.n_calls,
+                        .evict_seconds = s->evict_seconds};
 }

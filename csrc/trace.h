@@ -1,22 +1,23 @@
-/* What was kept, and with which scores: a list of records that the caller takes out after a forward. */
+/* What was kept, and with which scores: records (skv_record) one behind the other, until the caller takes them out. */
 #ifndef SKV_TRACE_H
 #define SKV_TRACE_H
 
 #include "heap.h"
-
-typedef enum skv_trace_level { SKV_TRACE_NONE, SKV_TRACE_KEPT, SKV_TRACE_SCORES } skv_trace_level;
-
-/* One KV head of one compaction, followed by the positions of the kept slots [n_kept] int32 and, at SKV_TRACE_SCORES, by importance,
- * redundancy, penalty (as the policy gives them) and score [n_candidates] float32: the numbers that decided. */
-typedef struct skv_record {
-    int32_t row, step, layer, head;
-    int32_t n_before, n_kept, n_candidates;
-    uint32_t given, scored; /* which arrays stand before the score (SKV_GIVES_…, SKV_NEEDS_SENTENCES); whether there are any */
-} skv_record;
+#include "skipkv.h"
 
 typedef struct skv_trace {
     char *bytes;
     size_t n, capacity;
 } skv_trace;
+
+/* Room for n more bytes. */
+bool skv_trace_reserve(skv_trace *trace, skv_heap *heap, size_t n);
+
+/* Bytes of a record with what follows it. */
+size_t skv_trace_bytes(const skv_record *record);
+
+/* Adds a record, its positions [n_kept] and its arrays: terms in `given` and the score, [n_candidates] each. */
+void skv_trace_add(skv_trace *trace, const skv_record *record, const int32_t *positions, float *const *terms,
+                   const float *score);
 
 #endif

@@ -5,10 +5,11 @@
 #include <string.h>
 
 /* Adds a slot; with model->slots NULL only counts. */
-static void slot(skv_model *m, int32_t rows, int32_t columns, skv_matrix *matrix, float **vector, const char *format, ...)
-    __attribute__((format(printf, 6, 7)));
+static void slot(skv_model *m, int32_t rows, int32_t columns, skv_matrix *matrix, float **vector, const char *format,
+                 ...) __attribute__((format(printf, 6, 7)));
 
-static void slot(skv_model *m, int32_t rows, int32_t columns, skv_matrix *matrix, float **vector, const char *format, ...) {
+static void slot(skv_model *m, int32_t rows, int32_t columns, skv_matrix *matrix, float **vector, const char *format,
+                 ...) {
     skv_slot *s = m->slots ? m->slots + m->n_slots : NULL;
     m->n_slots++;
     if (!s) return;
@@ -20,7 +21,9 @@ static void slot(skv_model *m, int32_t rows, int32_t columns, skv_matrix *matrix
     if (matrix) *matrix = (skv_matrix){.n_out = rows, .n_in = columns, .type = m->type};
 }
 
-static bool has(skv_bias bias, bool configured) { return bias == SKV_BIAS_ALWAYS || (bias == SKV_BIAS_CONFIG && configured); }
+static bool has(skv_bias bias, bool configured) {
+    return bias == SKV_BIAS_ALWAYS || (bias == SKV_BIAS_CONFIG && configured);
+}
 
 /* Every tensor of the configuration, by its Hugging Face name. */
 static void list_slots(skv_model *m) {
@@ -61,12 +64,17 @@ static void list_slots(skv_model *m) {
     if (!c->tied) slot(m, c->vocab, c->hidden, &m->head, NULL, "lm_head.weight");
 }
 
-skv_model *skv_model_new(const skv_config *config, const skv_backend *backend, skv_dtype type, skv_error *error) {
+skv_model *skv_model_new(const skv_config *config, const char *variant, skv_dtype type, skv_error *error) {
     if (skv_config_check(config, error)) return NULL;
+    skv_device *device = skv_device_open(variant, 1, error);
+    if (!device) return NULL;
     skv_heap heap = {0};
     skv_model *m = skv_alloc(&heap, 1, sizeof *m);
-    if (!m) goto out_of_memory;
-    *m = (skv_model){.config = *config, .backend = backend, .type = type, .heap = heap};
+    if (!m) {
+        device->backend->close(device);
+        goto out_of_memory;
+    }
+    *m = (skv_model){.config = *config, .device = device, .type = type, .heap = heap};
     m->layers = skv_alloc(&m->heap, (size_t)config->n_layers, sizeof *m->layers);
     m->inv_freq = skv_alloc(&m->heap, (size_t)config->head_dim / 2, sizeof *m->inv_freq);
     if (!m->layers || !m->inv_freq) goto out_of_memory;
@@ -74,7 +82,7 @@ skv_model *skv_model_new(const skv_config *config, const skv_backend *backend, s
     m->slots = skv_alloc(&m->heap, m->n_slots, sizeof *m->slots);
     if (!m->slots) goto out_of_memory;
     list_slots(m);
-    skv_rope_frequencies(config, m->inv_freq);
+    skv_config_frequencies(config, m->inv_freq);
     return m;
 
 out_of_memory:
@@ -83,49 +91,85 @@ out_of_memory:
     return NULL;
 }
 
+/* Where a tensor's data is, device memory; NULL until it is bound. */
+static void *data_of(const skv_slot *slot) { return slot->matrix ? slot->matrix->data : *slot->vector; }
+
 void skv_model_free(skv_model *m) {
     if (!m) return;
-    for (size_t i = 0; m->slots && i < m->n_slots; i++)
-        skv_free(&m->heap, m->slots[i].matrix ? m->slots[i].matrix->data : *m->slots[i].vector);
-    skv_free(&m->heap, m->slots);
-    skv_free(&m->heap, m->layers);
-    skv_free(&m->heap, m->inv_freq);
+    for (size_t i = 0; m->slots && i < m->n_slots; i++) m->device->backend->free(m->device, data_of(m->slots + i));
+    m->device->backend->close(m->device);
+    void *const blocks[] = {m->slots, m->layers, m->inv_freq};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&m->heap, blocks[i]);
     skv_heap heap = m->heap;
     skv_free(&heap, m);
 }
 
-skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const int64_t *shape, int n_dims, const void *data, int n_threads,
-                          skv_error *error) {
-    skv_slot *s = NULL;
-    for (size_t i = 0; i < m->n_slots && !s; i++)
-        if (!strcmp(m->slots[i].name, name)) s = m->slots + i;
-    if (!s) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%.96s\" is not part of this model", name);
+skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const int64_t *shape, int n_dims,
+                          const void *data, int n_threads, skv_error *error) {
+    skv_slot *s = m->slots;
+    while (s < m->slots + m->n_slots && strcmp(s->name, name)) s++;
+    if (s == m->slots + m->n_slots)
+        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%.96s\" is not part of this model", name);
     const bool vector = !s->columns;
     if (n_dims != (vector ? 1 : 2) || shape[0] != s->rows || (!vector && shape[1] != s->columns))
-        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\": expected shape [%d] × [%d], found %lld × %lld in %d dimensions", name,
-                        s->rows, vector ? 1 : s->columns, (long long)shape[0], (long long)shape[1], n_dims);
-    if (vector ? *s->vector != NULL : s->matrix->data != NULL)
-        return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" was bound before", name);
+        return skv_fail(error, SKV_CHECKPOINT,
+                        "tensor \"%s\": expected shape [%d] × [%d], found %lld × %lld in %d dimensions", name, s->rows,
+                        vector ? 1 : s->columns, (long long)shape[0], (long long)shape[1], n_dims);
+    if (data_of(s)) return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" was bound before", name);
+    m->device->n_threads = n_threads;
     if (vector) {
-        /* A vector is packed as a matrix of one input: f32, in order, filled up with zeros. */
-        skv_matrix as_matrix = {.n_out = s->rows, .n_in = 1, .type = SKV_F32};
-        m->backend->pack(m->backend, &m->heap, &as_matrix, data, type, 1);
-        *s->vector = as_matrix.data;
+        float *values = m->device->backend->alloc(m->device, (size_t)s->rows, sizeof *values);
+        float *wide = skv_alloc(&m->heap, (size_t)s->rows, sizeof *wide);
+        if (values && wide) {
+            skv_dtypes[type].widen(data, (size_t)s->rows, wide);
+            m->device->backend->write(m->device, values, wide, (size_t)s->rows * sizeof *wide);
+            *s->vector = values;
+        } else {
+            m->device->backend->free(m->device, values);
+        }
+        skv_free(&m->heap, wide);
     } else {
-        m->backend->pack(m->backend, &m->heap, s->matrix, data, type, n_threads);
+        m->device->backend->pack(m->device, s->matrix, data, type);
     }
-    if (vector ? *s->vector == NULL : s->matrix->data == NULL)
-        return skv_fail(error, SKV_CAPACITY, "out of memory for tensor \"%s\"", name);
+    if (!data_of(s)) return skv_fail(error, SKV_CAPACITY, "out of memory for tensor \"%s\"", name);
     m->n_bound++;
-    return SKV_OK;
+    return m->device->backend->sync(m->device, error);
 }
 
 skv_status skv_model_ready(const skv_model *m, skv_error *error) {
     for (size_t i = 0; i < m->n_slots; i++)
-        if (m->slots[i].matrix ? !m->slots[i].matrix->data : !*m->slots[i].vector)
-            return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" is missing (%zu of %zu are bound)", m->slots[i].name, m->n_bound,
-                            m->n_slots);
+        if (!data_of(m->slots + i))
+            return skv_fail(error, SKV_CHECKPOINT, "tensor \"%s\" is missing (%zu of %zu are bound)", m->slots[i].name,
+                            m->n_bound, m->n_slots);
     return SKV_OK;
 }
 
-const skv_matrix *skv_model_head(const skv_model *m) { return m->config.tied ? &m->embedding : &m->head; }
+const char *skv_model_tensor(const skv_model *m, size_t i, int32_t *rows, int32_t *columns) {
+    if (i >= m->n_slots) return NULL;
+    *rows = m->slots[i].rows;
+    *columns = m->slots[i].columns;
+    return m->slots[i].name;
+}
+
+const skv_config *skv_model_config(const skv_model *m) { return &m->config; }
+
+size_t skv_model_bytes(const skv_model *m) { return m->heap.live_bytes + m->device->heap.live_bytes; }
+
+const char *skv_model_variant(const skv_model *m) { return m->device->variant; }
+
+skv_dtype skv_model_dtype(const skv_model *m) { return m->type; }
+
+skv_status skv_model_limits(const skv_model *m, size_t n_bytes, int n_threads, double *bytes, double *macs,
+                            skv_error *error) {
+    skv_device *device = skv_device_open(m->device->variant, n_threads, error);
+    if (!device) return error->code;
+    float *memory = device->backend->alloc(device, n_bytes, 1);
+    skv_status status = SKV_OK;
+    if (memory)
+        device->backend->limits(device, memory, n_bytes / sizeof *memory, bytes, macs);
+    else
+        status = skv_fail(error, SKV_CAPACITY, "out of memory for a buffer of %zu bytes", n_bytes);
+    device->backend->free(device, memory);
+    device->backend->close(device);
+    return status;
+}

@@ -12,18 +12,13 @@ Ints = NDArray[np.int32]
 def families() -> dict[str, dict[str, Any]]: ...
 def tensors(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], bool]]: ...
 def variants() -> dict[str, bool]: ...
+def constants() -> dict[str, Any]: ...
 def methods() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]: ...
 def check_method(method: Mapping[str, Any], n_prompt: int, reserve: int = 0) -> None: ...
+def method_needs(method: Mapping[str, Any]) -> int: ...
 def select(
-    method: Mapping[str, Any],
-    keys: Floats,
-    queries: Floats,
-    positions: Ints,
-    penalties: Floats | None = None,
-    sums: Floats | None = None,
-    prompt: int = 0,
-    sequence: tuple[int, int] = (0, 0),
-    layer: int = 0,
+    method: Mapping[str, Any], keys: Floats, queries: Floats, positions: Ints, penalties: Floats | None = None,
+    sums: Floats | None = None, prompt: int = 0, sequence: tuple[int, int] = (0, 0), layer: int = 0,
 ) -> tuple[list[Ints], list[Floats], list[Floats], list[Floats], list[Floats]]: ...
 def segment(ids: Ints, vocabulary: tuple, vocab: int, n_prompt: int, compat: int) -> tuple[Ints, Ints, Ints]: ...
 def flag_repeats(vectors: Floats, tau: float, compat: int) -> Floats: ...
@@ -38,24 +33,11 @@ class Model:
 
 class Session:
     def __init__(
-        self,
-        model: Model,
-        rows: int = 1,
-        tokens: int = 512,
-        cache: str = "f32",
-        memory_limit: int = ...,
-        threads: int = 1,
-        method: Mapping[str, Any] | None = None,
-        vocabulary: tuple | None = None,
-        trace: int = 0,
+        self, model: Model, rows: int = 1, tokens: int = 512, cache: str = "f32", memory_limit: int = ...,
+        threads: int = 1, method: Mapping[str, Any] | None = None, vocabulary: tuple | None = None, trace: int = 0,
     ) -> None: ...
     def open(
-        self,
-        capacity: int,
-        n_prompt: int = ...,
-        prompt: int = 0,
-        sample: int = 0,
-        steering: tuple | None = None,
+        self, capacity: int, n_prompt: int = ..., prompt: int = 0, sample: int = 0, steering: tuple | None = None,
         reserve: int = 0,
     ) -> int: ...
     def fork(self, row: int, capacity: int, sample: int) -> int: ...
@@ -63,22 +45,11 @@ class Session:
     def chunk(self, row: int, n: int) -> int: ...
     def row_bytes(self, capacity: int, n_prompt: int) -> int: ...
     def forward(
-        self,
-        spans: Ints,
-        tokens: Ints,
-        logits: Floats | None = None,
-        every: bool = False,
-        layers: Ints | None = None,
-        states: Floats | None = None,
+        self, spans: Ints, tokens: Ints, logits: Floats | None = None, every: bool = False,
+        layers: Ints | None = None, states: Floats | None = None,
     ) -> list[tuple[int, float]]: ...
     def sample(
-        self,
-        logits: Floats,
-        sequences: NDArray[np.int64],
-        seed: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, logits: Floats, sequences: NDArray[np.int64], seed: int, temperature: float, top_k: int, top_p: float,
         min_p: float,
     ) -> Ints: ...
     def brake(self, row: int) -> None: ...

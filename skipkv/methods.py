@@ -14,21 +14,24 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skipkv import _skipkv
+from skipkv.checks import CONSTANTS, plain
 from skipkv.errors import ConfigError
 
 TABLE, PARAMETERS = _skipkv.methods()
-CLASS_NAMES = {"full": "Full", "streaming": "Streaming", "h2o": "H2O", "h2o-last": "H2OLast", "snapkv": "SnapKV",
-               "rkv": "RKV", "skipkv": "SkipKV", "random": "Random"}  # fmt: skip
+CLASS_NAMES = {"full": "Full", "streaming": "Streaming", "h2o": "H2O", "h2o-last": "H2OLast", "tova": "TOVA",
+               "snapkv": "SnapKV", "knorm": "KNorm", "keydiff": "KeyDiff", "rkv": "RKV", "skipkv": "SkipKV",
+               "random": "Random", "blend": "Blend"}  # fmt: skip
 
-# Bits of csrc/policies.h: what a method needs of the forward, what it gives to the trace.
-QUERIES, SUMS, SENTENCES, IMPORTANCE, REDUNDANCY, CALLER, SHARED, COMPACTS = (1 << i for i in range(8))
-NEEDS = {"queries": QUERIES, "sums": SUMS, "penalties": SENTENCES, "importance": IMPORTANCE | QUERIES,
-         "redundancy": REDUNDANCY}  # fmt: skip
+# Bits of csrc/policies.h: what a method is and needs, and what a custom score may ask for.
+BITS: dict[str, int] = CONSTANTS["needs"]
+SUMS, SHARED, COMPACTS = BITS["sums"], BITS["shared"], BITS["compacts"]
+NEEDS = {"queries": BITS["queries"], "sums": SUMS, "penalties": BITS["penalty"], "importance": BITS["importance"],
+         "redundancy": BITS["redundancy"]}  # fmt: skip
 
-# Deviations of the released code, in the order of csrc/policies.h.
-COMPAT = {name: 1 << i for i, name in enumerate(
-    ("pairs", "lost-heads", "score-order", "latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere",
-     "thoughts-on-grid", "steer-prompt-end"))}  # fmt: skip
+SHARED_PARAMETERS = ("protect", "allocate", "evict", "compat")  # of every method
+
+# Deviations of the released code, each a bit.
+COMPAT: dict[str, int] = CONSTANTS["compat"]
 SENTENCE_COMPAT = ("latest-flag", "empty-sentences", "prompt-marker", "thoughts-anywhere", "thoughts-on-grid",
                    "steer-prompt-end")  # fmt: skip
 # What "official" means for each method: SkipKV's code for itself; the baselines' code leaves slots in order of score.
@@ -103,6 +106,8 @@ class Method:
     ----------
     protect : str
         Slots kept outright besides the newest: ``"none"``, ``"prompt"``, ``"sinks:N"`` (positions below N).
+    allocate : "head" or "layer"
+        ``"layer"``: the heads of a layer share their budgets, given out by score over all of them (Ada-KV, METHOD §5).
     evict : bool
         False: score and trace, but drop nothing (the kept sets are virtual).
     compat : None, "official" or names
@@ -118,6 +123,7 @@ class Method:
     name: ClassVar[str]
 
     protect: str = field(default="none", kw_only=True)
+    allocate: str = field(default="head", kw_only=True)
     evict: bool = field(default=True, kw_only=True)
     compat: Any = field(default=None, kw_only=True)
 
@@ -133,7 +139,8 @@ class Method:
             if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
                 raise ConfigError(f"{name} is {value!r}; allowed: a number")
             if abs(value) > 2**63:  # more than the core can be asked about
-                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {p['low']:g} to {p['high']:g}")
+                within = f"{plain(p['low'])} to {plain(p['high'])}"
+                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {within}")
             if p["kind"] != "f" and value == value // 1:
                 object.__setattr__(self, name, int(value))
         _skipkv.check_method(self.as_dict(None), 0)
@@ -144,7 +151,8 @@ class Method:
 
     @property
     def needs(self) -> int:
-        return TABLE[self.name]["needs"]
+        """Bits of `BITS`."""
+        return _skipkv.method_needs(self.as_dict(None))
 
     @property
     def compacts(self) -> bool:
@@ -153,16 +161,18 @@ class Method:
 
     def as_dict(self, shape: tuple[int, int] | None) -> dict[str, Any]:
         """As the core takes it; shape (n_layers, n_kv_heads) of the model, None for the budget's own."""
-        values: dict[str, Any] = {"name": self.name, "protect": _protect(self.protect), "evict": self.evict,
+        values: dict[str, Any] = {"name": self.name, "protect": _protect(self.protect),
+                                  "allocate": self.allocate, "evict": self.evict,
                                   "compat": compat_bits(self.name, self.compat)}  # fmt: skip
         for name in self._parameters():
             values[name] = getattr(self, name)
         if "budget" in values:
             budget = np.array(values["budget"], np.int64)
             budget = budget.reshape(-1, 1) if budget.ndim < 2 else budget
-            if budget.max() > 1 << 24 or budget.min() < 1:
-                worst = budget.max() if budget.max() > 1 << 24 else budget.min()
-                raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {1 << 24}")
+            most = CONSTANTS["max_budget"]
+            if budget.max() > most or budget.min() < 1:
+                worst = budget.max() if budget.max() > most else budget.min()
+                raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {most}")
             if shape is not None:
                 try:
                     budget = np.broadcast_to(budget, shape)
@@ -180,7 +190,7 @@ class Method:
 
     def with_(self, **changes: Any) -> Method:
         """A copy with some parameters changed."""
-        allowed = [*self._parameters(), "protect", "evict", "compat"]
+        allowed = [*self._parameters(), *SHARED_PARAMETERS]
         unknown = [name for name in changes if name not in allowed]
         if unknown:
             raise ConfigError(f"{self.name} has no parameter {unknown[0]!r}; allowed: {', '.join(allowed)}")
@@ -210,8 +220,8 @@ def _make(name: str) -> type[Method]:
         columns.append((parameter, kind) if required else (parameter, kind, field(default=p["default"], kw_only=True)))
         default = "" if required else f", default {p['default']}"
         odd = "odd, " if p["kind"] == "o" else ""
-        doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{p['low']:g} to {p['high']:g}{default})."]
-    doc += ["protect, evict, compat", "    See `skipkv.Method`."]
+        doc += [f"{parameter} : {kind}", f"    {p['summary']} ({odd}{plain(p['low'])} to {plain(p['high'])}{default})."]
+    doc += [", ".join(SHARED_PARAMETERS), "    See `skipkv.Method`."]
     made = make_dataclass(
         CLASS_NAMES[name], columns, bases=(Method,), frozen=True, namespace={"name": name, "__module__": __name__}
     )
@@ -220,7 +230,7 @@ def _make(name: str) -> type[Method]:
 
 
 CLASSES: dict[str, type[Method]] = {name: _make(name) for name in CLASS_NAMES}
-Full, Streaming, H2O, H2OLast, SnapKV, RKV, SkipKV, Random = (CLASSES[name] for name in CLASS_NAMES)
+Full, Streaming, H2O, H2OLast, TOVA, SnapKV, KNorm, KeyDiff, RKV, SkipKV, Random, Blend = CLASSES.values()
 
 
 @dataclass(frozen=True)
@@ -274,25 +284,18 @@ class Custom(Method):
             object.__setattr__(self, name, value)
         self.__post_init__()
 
-    @property
-    def needs(self) -> int:
-        bits = TABLE[self.name]["needs"]
-        for name in self.needs_:
-            bits |= NEEDS[name]
-        return bits
-
     def as_dict(self, shape: tuple[int, int] | None) -> dict[str, Any]:
         function = self.score
         extra = {
             "score": lambda values: function(SimpleNamespace(**values)),
-            "needs": self.needs & ~TABLE[self.name]["needs"],
+            "needs": sum(NEEDS[name] for name in set(self.needs_)),
         }
         return super().as_dict(shape) | extra
 
     def with_(self, **changes: Any) -> Custom:
         values = {
             name: getattr(self, name)
-            for name in ("score", "budget", "interval", "window", "tau", "protect", "evict", "compat")
+            for name in ("score", "budget", "interval", "window", "tau", *SHARED_PARAMETERS)
         }
         return Custom(**(values | {"needs": self.needs_} | changes))
 
@@ -312,7 +315,7 @@ def parse_method(method: str | Method | None) -> Method:
     name, _, text = method.partition(":")
     if name not in CLASSES:
         raise ConfigError(f"method is {name!r}; allowed: {', '.join(CLASSES)}")
-    allowed = [*TABLE[name]["parameters"].split(), "protect", "evict", "compat"]
+    allowed = [*TABLE[name]["parameters"].split(), *SHARED_PARAMETERS]
     values: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -326,7 +329,7 @@ def parse_method(method: str | Method | None) -> Method:
 
 
 def _parse_value(key: str, text: str) -> Any:
-    if key == "protect":
+    if key in ("protect", "allocate"):
         return text
     if key == "evict":
         if text.lower() not in ("true", "false"):

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from skipkv import _skipkv
+from skipkv.checks import POSITION_MAX, floats, integer, pair
 from skipkv.errors import ConfigError
-from skipkv.methods import CLASSES, Method, compat_names, parse_method
-from skipkv.model import integer, pair
+from skipkv.methods import CLASSES, SHARED_PARAMETERS, Method, compat_names, parse_method
+
+EXACT = 1 << 24  # the highest position that float32 holds exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,23 +34,6 @@ class Selection:
     score: Any
 
 
-def _floats(name: str, value: Any, shape: str) -> np.ndarray:
-    """value as float32, of as many axes as ``shape`` names, the last as long as it says."""
-    try:
-        if np.iscomplexobj(value):
-            raise TypeError
-        array = np.ascontiguousarray(value, np.float32)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}: expected numbers [{shape}], found {type(value).__name__}") from None
-    wanted = shape.split(", ")
-    last = wanted[-1]
-    if array.ndim != len(wanted) or (last.isdigit() and array.shape[-1] != int(last)):
-        raise ConfigError(f"{name}: expected [{shape}], found shape {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise ConfigError(f"{name}: expected finite numbers, found others")
-    return array
-
-
 def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray:
     """int32 [n_kv, n_slots]."""
     if value is None:
@@ -59,9 +44,10 @@ def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray
         where = np.zeros((0, 0, 0))
     if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
         raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
-    within = np.issubdtype(where.dtype, np.integer) and where.min(initial=0) >= 0 and where.max(initial=0) < 1 << 30
+    whole = np.issubdtype(where.dtype, np.integer)
+    within = whole and where.min(initial=0) >= 0 and where.max(initial=0) <= POSITION_MAX
     if not within or (ordered and (where[..., 1:] <= where[..., :-1]).any()):
-        raise ConfigError(f"positions: expected integers from 0 to {(1 << 30) - 1}, ascending; found others")
+        raise ConfigError(f"positions: expected integers from 0 to {POSITION_MAX}, ascending; found others")
     return np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
 
 
@@ -72,19 +58,9 @@ def _stack(arrays: list[np.ndarray]) -> Any:
 
 
 def select(
-    method: str | Method,
-    keys: Any,
-    queries: Any,
-    *,
-    positions: Any = None,
-    penalties: Any = None,
-    sums: Any = None,
-    prompt: int = 0,
-    sequence: tuple[int, int] = (0, 0),
-    layer: int = 0,
-    compat: Any = None,
-    **parameters: Any,
-) -> Selection:
+    method: str | Method, keys: Any, queries: Any, *, positions: Any = None, penalties: Any = None, sums: Any = None,
+    prompt: int = 0, sequence: tuple[int, int] = (0, 0), layer: int = 0, compat: Any = None, **parameters: Any,
+) -> Selection:  # fmt: skip
     """The slots that a method keeps of one layer (METHOD §5, §6).
 
     Parameters
@@ -114,7 +90,7 @@ def select(
         A parameter or an array's shape is wrong.
     """
     if isinstance(method, str) and method in CLASSES:
-        unknown = [name for name in parameters if name not in (*CLASSES[method]._parameters(), "protect", "evict")]
+        unknown = [name for name in parameters if name not in (*CLASSES[method]._parameters(), *SHARED_PARAMETERS)]
         # What every method of a comparison is given, those take that know it.
         shared = {"window", "mix", "kernel", "sinks", "interval", "tau", "seed"}
         wrong = [name for name in unknown if name not in shared and not (name == "budget" and method == "full")]
@@ -130,7 +106,7 @@ def select(
         chosen = parse_method(method)
         if parameters or compat is not None:
             chosen = chosen.with_(**parameters, **({} if compat is None else {"compat": compat}))
-    keys = _floats("keys", keys, "n_kv_heads, L, head_dim")
+    keys = floats("keys", keys, "n_kv_heads, L, head_dim")
     n_kv, n_slots = keys.shape[:2]
     budget = getattr(chosen, "budget", None)
     if np.shape(budget) not in ((), (n_kv,), (1, n_kv)):
@@ -139,13 +115,13 @@ def select(
         chosen = chosen.with_(budget=(budget,))
     where = _positions(positions, n_kv, n_slots, "score-order" not in compat_names(chosen.name, chosen.compat))
     none = penalties is None or np.array(penalties, object).size == 0
-    flagged = None if none else _floats("penalties", penalties, "n, 3")
-    if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > 1 << 24):
-        raise ConfigError(f"penalties: expected positions from 0 to {1 << 24}, found others")
-    integer("prompt", prompt, 0, 1 << 30)
+    flagged = None if none else floats("penalties", penalties, "n, 3")
+    if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > EXACT):
+        raise ConfigError(f"penalties: expected positions from 0 to {EXACT}, found others")
+    integer("prompt", prompt, 0, POSITION_MAX + 1)
     found = _skipkv.select(
-        chosen.as_dict((1, n_kv)), keys, _floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
-        None if sums is None else _floats("sums", sums, "n_kv_heads, L"), prompt, pair("sequence", sequence, 2**63 - 1),
+        chosen.as_dict((1, n_kv)), keys, floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
+        None if sums is None else floats("sums", sums, "n_kv_heads, L"), prompt, pair("sequence", sequence, 2**63 - 1),
         integer("layer", layer, 0),
     )  # fmt: skip
     return Selection(*map(_stack, found))

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from skipkv import _skipkv
+from skipkv.checks import CONSTANTS, number
 from skipkv.errors import ConfigError
+from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import compat_bits
 
-if TYPE_CHECKING:
-    from skipkv.tokenizer import Tokenizer
-
 MARKERS = ("Wait", "Alternatively", "again")
+SPELLINGS = {*MARKERS, *(marker.lower() for marker in MARKERS)}
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
 DELIMITER, MARKER, PARAGRAPH, NEWLINE = 1, 2, 4, 8  # csrc/sentences.h
-WAY = 8  # longest way to write <think>, in tokens
+WAY = CONSTANTS["way"]  # longest way to write <think>, in tokens
 AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
 
 Ids = str | Collection[int]
@@ -62,22 +63,18 @@ def _check_ids(name: str, value: Any, vocab: int) -> set[int]:
 
 def _marker_runs(pieces: Sequence[tuple[int, str]]) -> Iterable[tuple[int, int, int]]:
     """Two or three tokens that spell a marker. pieces: ids with their texts, spaces kept."""
-    for marker in {*MARKERS, *(m.lower() for m in MARKERS)}:
-        starts: dict[str, list[int]] = {}
-        middles: dict[str, list[int]] = {}
-        ends: dict[str, list[int]] = {}
-        for token, text in pieces:
-            starts.setdefault(text.lstrip(" "), []).append(token)
-            middles.setdefault(text, []).append(token)
-            ends.setdefault(text.rstrip(" "), []).append(token)
+    starts, middles, ends = defaultdict(list), defaultdict(list), defaultdict(list)
+    for token, text in pieces:
+        starts[text.lstrip(" ")].append(token)
+        middles[text].append(token)
+        ends[text.rstrip(" ")].append(token)
+    middles[""] = [-1]  # none
+    for marker in SPELLINGS:
         n = len(marker)
         for i in range(n + 1):
-            for a, b in product(starts.get(marker[:i], ()), ends.get(marker[i:], ())):
-                yield -1, a, b
             for j in range(i, n + 1):
-                middle = middles.get(marker[i:j], ())
-                if middle:
-                    yield from product(starts.get(marker[:i], ()), middle, ends.get(marker[j:], ()))
+                for a, b, c in product(starts[marker[:i]], middles[marker[i:j]], ends[marker[j:]]):
+                    yield (-1, a, c) if b < 0 else (a, b, c)
 
 
 def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "auto") -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +83,11 @@ def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "aut
     flags = np.zeros(vocab, np.uint8)
     runs: set[tuple[int, int, int]] = set()
     if isinstance(delimiters, str) and delimiters == "auto":
-        flags[[i for i, text in enumerate(texts) if is_delimiter(text)]] |= DELIMITER
-    else:
-        flags[list(_check_ids("delimiters", delimiters, vocab))] |= DELIMITER
+        delimiters = [i for i, text in enumerate(texts) if is_delimiter(text)]
+    flags[list(_check_ids("delimiters", delimiters, vocab))] |= DELIMITER
     if isinstance(markers, str) and markers == "auto":
-        wanted = {*MARKERS, *(m.lower() for m in MARKERS)}
-        flags[[i for i, text in enumerate(texts) if text.strip(" ") in wanted]] |= MARKER
-        pieces = [(i, text) for i, text in enumerate(texts) if text and any(text.strip(" ") in m for m in wanted)]
+        flags[[i for i, text in enumerate(texts) if text.strip(" ") in SPELLINGS]] |= MARKER
+        pieces = [(i, text) for i, text in enumerate(texts) if text and any(text.strip(" ") in m for m in SPELLINGS)]
         # A marker beside a token of spaces is one already.
         alone = {i for i, _ in pieces if flags[i] & MARKER}
         runs = set(_marker_runs([piece for piece in pieces if piece[0] not in alone]))
@@ -117,13 +112,10 @@ def ways_to_write(tokenizer: Tokenizer, marker: str) -> set[tuple[int, ...]]:
     return {way for way in found if len(way) <= WAY}
 
 
-def official_ids(tokenizer: Tokenizer) -> tuple[set[int], set[int]]:
+def official_ids(tokenizer: Tokenizer) -> tuple[set[int], ...]:
     """Delimiter and marker ids of the released code: the last id of each string."""
-
-    def last(text: str) -> int:
-        return tokenizer.encode(text, add_special_tokens=False)[-1]
-
-    return {last(s) for s in OFFICIAL_DELIMITERS}, {last(s) for s in MARKERS}
+    wanted = (OFFICIAL_DELIMITERS, MARKERS)
+    return tuple({tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts} for texts in wanted)
 
 
 def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
@@ -131,13 +123,12 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
 
     delimiters, markers : "auto", "official" (the released code's) or ids.
     """
-    official = official_ids(tokenizer) if "official" in (delimiters, markers) else (set(), set())
     texts = (tokenizer.token_texts + [""] * vocab)[:vocab]
-    flags, runs = classify(
-        texts,
-        official[0] if isinstance(delimiters, str) and delimiters == "official" else delimiters,
-        official[1] if isinstance(markers, str) and markers == "official" else markers,
-    )
+    if isinstance(delimiters, str) and delimiters == "official":
+        delimiters = official_ids(tokenizer)[0]
+    if isinstance(markers, str) and markers == "official":
+        markers = official_ids(tokenizer)[1]
+    flags, runs = classify(texts, delimiters, markers)
     if not any("\n\n" in texts[i] for i in tokenizer.encode("a.\n\nb", add_special_tokens=False)):
         # This tokenizer writes a blank line as two tokens; the second one counts as it.
         flags[[i for i, text in enumerate(texts) if text == "\n"]] |= NEWLINE
@@ -179,14 +170,9 @@ def thinking(ids: Sequence[int], vocabulary: tuple, begun: bool = False) -> tupl
 
 
 def segment(
-    ids: Sequence[int],
-    texts: Sequence[str],
-    *,
-    delimiters: Ids = "auto",
-    markers: Ids = "auto",
-    n_prompt: int = 0,
+    ids: Sequence[int], texts: Sequence[str], *, delimiters: Ids = "auto", markers: Ids = "auto", n_prompt: int = 0,
     compat: str | Iterable[str] | None = None,
-) -> Sentences:
+) -> Sentences:  # fmt: skip
     """The finished sentences of a text, by the code that decides in a run (METHOD §4).
 
     Parameters
@@ -244,6 +230,5 @@ def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str]
         vectors = np.asarray(vectors, np.float32)
     except (TypeError, ValueError):
         raise ConfigError(f"vectors: expected numbers [n, D], found {type(vectors).__name__}") from None
-    if isinstance(tau, bool) or not isinstance(tau, Real) or tau != tau:
-        raise ConfigError(f"tau is {tau!r}; allowed: a number")
-    return _skipkv.flag_repeats(vectors, float(tau), compat_bits("full", compat))
+    tau = number("tau", tau, -math.inf, math.inf, "a number")
+    return _skipkv.flag_repeats(vectors, tau, compat_bits("full", compat))

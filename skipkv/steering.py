@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skipkv.checkpoint import Tensor, _map_file
+from skipkv.checks import CONSTANTS, integer, number, one_of
 from skipkv.errors import CheckpointError, ConfigError
+from skipkv.load.safetensors import map_file, write_file
+from skipkv.methods import Method, parse_method
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
-SCOPES = ("think", "generation", "all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,29 +60,24 @@ class Steering:
             raise ConfigError(f"steering vector: expected finite numbers [hidden], found shape {list(vector.shape)}")
         vector.setflags(write=False)
         object.__setattr__(self, "vector", vector)
-        if not isinstance(self.layer, (int, np.integer)) or isinstance(self.layer, bool) or self.layer < 0:
-            raise ConfigError(f"layer is {self.layer!r}; allowed: integers from 0")
+        object.__setattr__(self, "layer", integer("layer", self.layer, 0, None))
         for name in ("alpha", "gamma", "alpha_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= FLOAT_MAX:
-                raise ConfigError(f"{name} is {value!r}; allowed: finite numbers")
-        if self.scope not in SCOPES:
-            raise ConfigError(f"scope is {self.scope!r}; allowed: {', '.join(SCOPES)}")
+            value = number(name, getattr(self, name), -FLOAT_MAX, FLOAT_MAX, "finite numbers")
+            object.__setattr__(self, name, value)
+        one_of("scope", self.scope, CONSTANTS["scopes"], str)
 
     def as_tuple(self) -> tuple:
         """As the core takes it."""
-        return self.vector, int(self.layer), float(self.alpha), float(self.gamma), float(self.alpha_max), self.scope
+        return self.vector, self.layer, self.alpha, self.gamma, self.alpha_max, self.scope
 
     def describe(self) -> dict[str, Any]:
         """Settings without the vector, for traces and tables."""
-        return {
-            "layer": int(self.layer),
-            "alpha": float(self.alpha),
-            "gamma": float(self.gamma),
-            "alpha_max": float(self.alpha_max),
-            "scope": self.scope,
-            "norm": float(np.linalg.norm(self.vector)),
-        }
+        settings = {name: getattr(self, name) for name in ("layer", "alpha", "gamma", "alpha_max", "scope")}
+        return settings | {"norm": float(np.linalg.norm(self.vector))}
+
+    def __str__(self) -> str:
+        """What tells it from others in a name."""
+        return f"steer:layer={self.layer},alpha={self.alpha:g}"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> Steering:
@@ -110,19 +103,7 @@ class Steering:
 
 def save_vectors(path: str | os.PathLike[str], vectors: Mapping[int, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write safetensors: one float32 tensor a layer, named ``layer.N``."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    data = b""
-    for layer, vector in sorted(vectors.items()):
-        raw = np.ascontiguousarray(vector, np.float32).tobytes()
-        header[f"layer.{layer}"] = {
-            "dtype": "F32",
-            "shape": [len(vector)],
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    write_file(path, {f"layer.{layer}": vector for layer, vector in sorted(vectors.items())}, metadata)
 
 
 def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], dict[str, str]]:
@@ -134,25 +115,19 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
         The file is not such a file.
     """
     path = Path(str(files("skipkv.tiny") / "steering.safetensors") if path == "tiny" else path)
-    mapped, tensors = _map_file(path)
+    mapped, tensors, metadata = map_file(path)
     with mapped:
         vectors = {}
         for name, tensor in tensors.items():
             layer = name.removeprefix("layer.")
-            number = layer != name and re.fullmatch(r"[0-9]{1,9}", layer)
-            if not number or tensor.dtype != "F32" or len(tensor.shape) != 1:
+            digits = layer != name and re.fullmatch(r"[0-9]{1,9}", layer)
+            if not digits or tensor.dtype != "F32" or len(tensor.shape) != 1:
                 found = f"{name!r} {tensor.dtype} {list(tensor.shape)}"
                 raise CheckpointError(f"{path}: expected tensors layer.N of F32 [hidden], found {found}")
-            vectors[int(layer)] = _values(mapped, tensor)
-        size = int.from_bytes(mapped[:8], "little")
-        metadata = json.loads(mapped[8 : 8 + size]).get("__metadata__", {})
+            vectors[int(layer)] = np.frombuffer(mapped[tensor.offset : tensor.offset + tensor.n_bytes], np.float32)
     if not vectors:
         raise CheckpointError(f"{path}: expected at least one vector, found none")
     return vectors, metadata
-
-
-def _values(mapped: Any, tensor: Tensor) -> np.ndarray:
-    return np.frombuffer(mapped[tensor.offset : tensor.offset + tensor.n_bytes], np.float32)
 
 
 def parse_steering(text: str) -> Steering:
@@ -170,3 +145,14 @@ def parse_steering(text: str) -> Steering:
         except ValueError:
             raise ConfigError(f"steering {key} is {value!r}; allowed: a number") from None
     return Steering.load(path, **values)
+
+
+def parse_run(text: str) -> tuple[Method, Steering | None]:
+    """``"skipkv:budget=1024+steer:file.safetensors,alpha=1"`` → (Method, Steering or None)."""
+    method, plus, steering = text.partition("+steer:")
+    return parse_method(method), parse_steering(steering) if plus else None
+
+
+def describe_run(method: Method, steering: Steering | None) -> str:
+    """A name for tables and pictures."""
+    return f"{method}+{steering}" if steering else str(method)

@@ -6,14 +6,50 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from skipkv.errors import Error
+from skipkv.errors import ConfigError, Error
+from skipkv.methods import Method, parse_method
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
+
+
+class Sentence(NamedTuple):
+    """One finished sentence of a row."""
+
+    first: int  # position
+    last: int  # position, included
+    closed: int  # position of the delimiter that closed it
+    thought: int  # 1: one of re-checking, 0: of execution
+    similarity: float  # λ: to the later sentence that repeats it best; 0 where none does (it is not flagged)
+    repeats: int  # 1 where it repeats an earlier one, else 0
+
+
+@dataclass(frozen=True)
+class StoredMethod:
+    """A method of a file that cannot be made again: a score of one's own, or what another version knew."""
+
+    text: str  # as it was written
+
+    @property
+    def name(self) -> str:
+        return self.text.partition(":")[0]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Value of each parameter, as it was written."""
+        parts = filter(None, self.text.partition(":")[2].split(","))
+        return {name: value for name, _, value in (part.partition("=") for part in parts)}
+
+    @property
+    def evict(self) -> bool:
+        return self.parameters.get("evict") != "False"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +87,11 @@ class Trace:
     tokens, texts : list
         Ids of the row, the prompt included, and the text of each.
     n_prompt, n_layers, n_kv_heads : int
-    method : str
-        As `parse_method` reads it.
+    method : Method or StoredMethod
+        Its string will do, too; what cannot be made from it stays a `StoredMethod`.
     compactions : list of Compaction
         In order of step, layer, head.
-    sentences : list of (first, last, closed, thought, lambda, repeats)
-        Positions, whether it is one of re-checking, λ (0: not flagged), whether it repeats an earlier one.
+    sentences : list of Sentence
     alphas : dict
         Position of each steered token → α.
     bytes : list of (step, bytes)
@@ -70,12 +105,19 @@ class Trace:
     n_prompt: int
     n_layers: int
     n_kv_heads: int
-    method: str
+    method: Method | StoredMethod
     compactions: list[Compaction] = field(default_factory=list)
-    sentences: list[tuple] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)
     alphas: dict[int, float] = field(default_factory=dict)
     bytes: list[tuple[int, int]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, str):
+            try:
+                self.method = parse_method(self.method)
+            except ConfigError:
+                self.method = StoredMethod(self.method)
 
     @property
     def steps(self) -> list[int]:
@@ -88,10 +130,8 @@ class Trace:
 
     def held(self, step: int, layer: int, head: int) -> np.ndarray:
         """Positions that a head holds once ``step`` tokens are fed and the compaction due then is done; ascending."""
-        last = None
-        for c in self.compactions:
-            if c.layer == layer and c.head == head and c.step <= step and (last is None or c.step >= last.step):
-                last = c
+        done = [c for c in self.compactions if (c.layer, c.head) == (layer, head) and c.step <= step]
+        last = max(done, key=lambda c: c.step, default=None)
         if last is None:
             return np.arange(step, dtype=np.int32)
         return np.concatenate([np.sort(last.kept), np.arange(last.step, step, dtype=np.int32)])
@@ -100,7 +140,7 @@ class Trace:
         """Write everything to one compressed .npz."""
         head = {
             "format": FORMAT, "texts": self.texts, "n_prompt": self.n_prompt, "n_layers": self.n_layers,
-            "n_kv_heads": self.n_kv_heads, "method": self.method, "sentences": self.sentences,
+            "n_kv_heads": self.n_kv_heads, "method": str(self.method), "sentences": self.sentences,
             "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
         }  # fmt: skip
         names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
@@ -142,19 +182,17 @@ class Trace:
         if head["format"] != FORMAT:
             raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
         names = [name for name in SCORES if name in arrays]
-        index, n_scores = arrays["index"], arrays["n_scores"]
         _check(head, arrays, names)
-        kept = _split(arrays["kept"], index[:, 4])
-        scores = {name: _split(arrays[name], n_scores) for name in names}
+        index, n_scores = arrays["index"].tolist(), arrays["n_scores"]
+        kept = _split(arrays["kept"], arrays["index"][:, 4])
+        scores = [_split(arrays[name], n_scores) for name in names]
         compactions = [
-            Compaction(
-                *map(int, index[i, :4]), kept[i], {name: scores[name][i] for name in names} if n_scores[i] else None
-            )
-            for i in range(len(index))
+            Compaction(*where, kept[i], dict(zip(names, (s[i] for s in scores), strict=True)) if n_scores[i] else None)
+            for i, (*where, _) in enumerate(index)
         ]
         return cls(
             arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
-            head["method"], compactions, [tuple(s) for s in head["sentences"]],
+            head["method"], compactions, [Sentence(*s) for s in head["sentences"]],
             {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
             head["settings"],
         )  # fmt: skip

@@ -5,29 +5,23 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from skipkv import _skipkv
-from skipkv.checkpoint import ModelConfig
+from skipkv import CheckpointError, _skipkv
+from skipkv.load.checkpoint import open_checkpoint
+from skipkv.load.config import ModelConfig
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 # As transformers 4 writes them, cut to what counts.
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 40,
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 16,
+    "intermediate_size": 24, "max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "vocab_size": 40,
+}  # fmt: skip
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}  # fmt: skip
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-06}
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-06, "head_dim": 8}
 
@@ -48,19 +42,21 @@ def pack(tensors):
     return safetensors(raw + b" " * (-len(raw) % 8), data)
 
 
+def write_tokenizer(directory, n):
+    """A tokenizer.json of n words."""
+    words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+    (Path(directory) / "tokenizer.json").write_text(json.dumps(whole))
+
+
 def random_tensors(config, dtype="BF16", seed=0):
     """``{name: (dtype, shape, bytes)}`` for a config.json's object; finite random numbers, also in norms and biases."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape, _ in _skipkv.tensors(config.as_dict()):
         values = (rng.standard_normal(shape) * 0.1).astype(np.float32)
-        raw = (
-            values
-            if dtype == "F32"
-            else values.astype(np.float16)
-            if dtype == "F16"
-            else values.view(np.uint16)[..., 1::2]
-        )
+        raw = {"F32": values, "F16": values.astype(np.float16), "BF16": values.view(np.uint16)[..., 1::2]}[dtype]
         tensors[name] = (dtype, shape, raw.tobytes())
     return tensors
 
@@ -84,3 +80,33 @@ def write(directory, config=None, tensors=None, dtype="BF16", shards=1, **change
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return tensors
+
+
+def read(directory, base=LLAMA, **changes):
+    """The configuration that a config.json of these values gives."""
+    values = {key: value for key, value in (base | changes).items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(values))
+    return ModelConfig.from_json(directory / "config.json")
+
+
+def refusal(directory):
+    """The sentence with which this directory is refused."""
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(directory)
+    return str(error.value).replace(str(directory), "DIR")
+
+
+def check_invariants(checkpoint):
+    """What the engine relies on without looking again."""
+    needed = {name: shape for name, shape, _ in _skipkv.tensors(checkpoint.config.as_dict())}
+    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == needed
+    end = {}
+    for name, tensor in checkpoint.tensors.items():
+        assert tensor.name == name and tensor.n_bytes == BYTES[tensor.dtype] * int(np.prod(tensor.shape))
+        assert end.get(tensor.file, 8) <= tensor.offset  # file order, no overlap
+        end[tensor.file] = tensor.offset + tensor.n_bytes
+        view = checkpoint.view(name)
+        assert view.nbytes == tensor.n_bytes and not view.flags.writeable or tensor.offset % BYTES[tensor.dtype]
+        assert view.ctypes.data % BYTES[tensor.dtype] == 0
+    for file, last in end.items():
+        assert last <= file.stat().st_size

@@ -1,6 +1,14 @@
+"""What many tests share: the model in the box, and the backends that this machine runs."""
+
 import signal
 
 import pytest
+
+import skipkv
+
+pytest.register_assert_rewrite("harness", "generations")
+
+from harness import VARIANTS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -9,3 +17,17 @@ def interruptible():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def backend(request):
+    """Each CPU variant that runs here, by name; what is loaded meanwhile computes on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIPKV_CPU", request.param)
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The model in the box on one thread. Immutable, so all share it."""
+    return skipkv.load("tiny", threads=1, progress=False)

@@ -1,5 +1,5 @@
-/* The Python binding: the only files that include Python.h and NumPy. Arrays come in checked for type, shape and order, and are held by
- * reference while they are borrowed. */
+/* The Python binding: the only files that include Python.h and NumPy. Arrays come in checked for type, shape and order,
+ * and are held by reference while they are borrowed. */
 #ifndef SKV_BINDING_H
 #define SKV_BINDING_H
 
@@ -13,7 +13,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
-#include "../session.h"
+#include "../skipkv.h"
 
 typedef struct module_state {
     PyObject *errors; /* module skipkv.errors */
@@ -34,21 +34,33 @@ PyObject *py_config_error(PyObject *module, const char *format, ...);
 
 PyObject *py_module_of(PyObject *self);
 
-/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the same array where it is
- * one already, else a copy. NULL with a ConfigError that names it. */
-PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape);
+/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the
+ * same array where it is one already, else a copy. NULL with a ConfigError that names it. */
+PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
+                        const npy_intp *shape);
 
 /* As py_array, but to be written to: never a copy. */
-PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape);
+PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
+                         const npy_intp *shape);
 
 /* A new array with a copy of the data. */
 PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape);
 
-int py_dtype(PyObject *module, const char *name, int n_allowed); /* −1 with a ConfigError */
+/* The type of this name that is allowed for its use, −1 with a ConfigError. */
+typedef enum py_use { PY_STORED, PY_WEIGHTS, PY_CACHE } py_use;
 
-/* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first, prompt), "evict",
- * "compat", "score", "needs"}; all but the name optional. What the arrays and the function are borrowed from is held in `held`, a new
- * reference. */
+bool py_dtype_allowed(int type, py_use use);
+int py_dtype(PyObject *module, const char *name, py_use use);
+
+/* dict[name] = value, a new reference that is taken over, NULL included; −1 with an exception set. */
+int py_set(PyObject *dict, const char *name, PyObject *value);
+
+/* What a Python method needs and is: the bits of policies.h by name. */
+PyObject *py_needs(void);
+
+/* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first,
+ * prompt), "allocate": "head" or "layer", "evict", "compat", "score", "needs"}; all but the name optional. What the
+ * arrays and the function are borrowed from is held in `held`, a new reference. */
 typedef struct py_custom {
     PyObject *module, *function;
     PyObject *type, *value, *traceback; /* what the function raised */
@@ -62,6 +74,7 @@ int py_vocabulary(PyObject *module, PyObject *tuple, skv_vocabulary *vocabulary,
 /* Functions on arrays (arrays.c). */
 PyObject *py_methods(PyObject *module, PyObject *unused);
 PyObject *py_check_method(PyObject *module, PyObject *args);
+PyObject *py_method_needs(PyObject *module, PyObject *dict);
 PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *py_segment(PyObject *module, PyObject *args);
 PyObject *py_flag_repeats(PyObject *module, PyObject *args);

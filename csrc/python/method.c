@@ -9,60 +9,45 @@ static PyObject *item(PyObject *dict, const char *key) {
     return value == Py_None ? NULL : value;
 }
 
-static int set(PyObject *dict, const char *key, PyObject *value) {
-    const int failed = !value || PyDict_SetItemString(dict, key, value);
-    Py_XDECREF(value);
-    return failed;
-}
+static PyObject *floats(const float *data, size_t n) { return py_copy(data, NPY_FLOAT, 1, (npy_intp[]){(npy_intp)n}); }
 
-static PyObject *floats(const float *data, npy_intp n) { return py_copy(data, NPY_FLOAT, 1, &n); }
-
-/* keys [L, dim], positions [L] and what was asked for. Copies: the function may keep them, the workspace it may not. */
-static PyObject *candidates(const skv_scoring *s) {
+/* keys [L, dim], positions [L] and what was asked for. */
+static PyObject *candidates(const skv_candidates *c) {
+    static const char *const names[SKV_N_TERMS] = {[SKV_SUMS] = "sums",
+                                                   [SKV_PENALTY] = "penalties",
+                                                   [SKV_IMPORTANCE] = "importance",
+                                                   [SKV_REDUNDANCY] = "redundancy"};
+    const npy_intp n = (npy_intp)c->n_slots, dim = (npy_intp)c->head_dim;
+    const npy_intp queries[] = {(npy_intp)c->group, (npy_intp)c->n_queries, dim};
     PyObject *dict = PyDict_New();
-    const unsigned needs = s->method->custom_needs;
-    const npy_intp n = (npy_intp)s->n_slots, c = (npy_intp)s->n_candidates, dim = (npy_intp)s->dim;
-    PyObject *keys = PyArray_SimpleNew(2, ((npy_intp[]){n, dim}), NPY_FLOAT);
-    for (npy_intp i = 0; keys && i < n; i++)
-        memcpy(PyArray_GETPTR2((PyArrayObject *)keys, i, 0), s->keys + (size_t)i * s->stride, s->dim * sizeof(float));
-    int failed = !dict || set(dict, "keys", keys) || set(dict, "positions", py_copy(s->positions, NPY_INT32, 1, &n)) ||
-                 set(dict, "n_candidates", PyLong_FromSsize_t(c)) || set(dict, "layer", PyLong_FromSize_t(s->layer)) ||
-                 set(dict, "head", PyLong_FromSize_t(s->head));
-    if (!failed && (needs & SKV_NEEDS_QUERIES)) {
-        PyObject *queries = PyArray_SimpleNew(3, ((npy_intp[]){(npy_intp)s->group, (npy_intp)s->n_queries, dim}), NPY_FLOAT);
-        for (size_t q = 0; queries && q < s->n_queries; q++)
-            for (size_t g = 0; g < s->group; g++)
-                memcpy(PyArray_GETPTR3((PyArrayObject *)queries, (npy_intp)g, (npy_intp)q, 0), s->queries + (q * s->group + g) * s->stride,
-                       s->dim * sizeof(float));
-        failed = set(dict, "queries", queries);
+    int failed = !dict || py_set(dict, "keys", py_copy(c->keys, NPY_FLOAT, 2, (npy_intp[]){n, dim})) ||
+                 py_set(dict, "positions", py_copy(c->positions, NPY_INT32, 1, &n)) ||
+                 py_set(dict, "n_candidates", PyLong_FromSize_t(c->n_candidates)) ||
+                 py_set(dict, "layer", PyLong_FromSize_t(c->layer)) ||
+                 py_set(dict, "head", PyLong_FromSize_t(c->head)) ||
+                 (c->queries && py_set(dict, "queries", py_copy(c->queries, NPY_FLOAT, 3, queries)));
+    for (size_t term = 0; term < SKV_N_TERMS && !failed; term++) {
+        if (!c->terms[term] || !names[term]) continue;
+        failed =
+            py_set(dict, names[term], floats(c->terms[term], term == SKV_IMPORTANCE ? c->n_candidates : c->n_slots));
     }
-    const struct {
-        unsigned bit;
-        const char *name;
-        const float *data;
-        npy_intp n;
-    } arrays[] = {{SKV_NEEDS_SUMS, "sums", s->sums, n},
-                  {SKV_NEEDS_SENTENCES, "penalties", s->penalty, n},
-                  {SKV_GIVES_IMPORTANCE, "importance", s->importance, c},
-                  {SKV_GIVES_REDUNDANCY, "redundancy", s->redundancy, n}};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        if (!failed && (needs & arrays[i].bit)) failed = set(dict, arrays[i].name, floats(arrays[i].data, arrays[i].n));
     if (failed) Py_CLEAR(dict);
     return dict;
 }
 
-static bool call_custom(void *context, skv_scoring *s) {
+static bool call_custom(void *context, const skv_candidates *c, float *to) {
     py_custom *custom = context;
     const PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *dict = candidates(s), *result = NULL;
+    PyObject *dict = candidates(c), *result = NULL;
     PyArrayObject *score = NULL;
+    const npy_intp n = (npy_intp)c->n_candidates;
     if (dict) result = PyObject_CallOneArg(custom->function, dict);
-    if (result) score = py_array(custom->module, result, "custom score", NPY_FLOAT, 1, (npy_intp[]){(npy_intp)s->n_candidates});
-    for (size_t j = 0; score && j < s->n_candidates; j++) {
-        s->score[j] = *(float *)PyArray_GETPTR1(score, (npy_intp)j);
-        if (!isnan(s->score[j])) continue;
-        py_config_error(custom->module, "custom score of candidate %zu (layer %zu, head %zu) is nan; allowed: numbers", j, s->layer,
-                        s->head);
+    if (result) score = py_array(custom->module, result, "custom score", NPY_FLOAT, 1, &n);
+    for (npy_intp j = 0; score && j < n; j++) {
+        to[j] = *(float *)PyArray_GETPTR1(score, j);
+        if (!isnan(to[j])) continue;
+        py_config_error(custom->module, "custom score of candidate %zd (layer %zu, head %zu) is nan; allowed: numbers",
+                        (Py_ssize_t)j, c->layer, c->head);
         break;
     }
     const bool ok = !PyErr_Occurred();
@@ -77,8 +62,39 @@ static bool call_custom(void *context, skv_scoring *s) {
     return ok;
 }
 
-int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *custom, PyObject **held) {
+PyObject *py_needs(void) {
+    PyObject *needs = PyDict_New();
+    const struct {
+        const char *name;
+        unsigned bit;
+    } flags[] = {{"queries", SKV_QUERIES}, {"shared", SKV_SHARED}, {"custom", SKV_CUSTOM}, {"compacts", SKV_COMPACTS}};
+    int failed = !needs;
+    for (unsigned term = 0; term < SKV_N_TERMS && !failed; term++)
+        failed = py_set(needs, skv_term_names[term], PyLong_FromUnsignedLong(1u << term));
+    for (size_t i = 0; i < sizeof flags / sizeof *flags && !failed; i++)
+        failed = py_set(needs, flags[i].name, PyLong_FromUnsignedLong(flags[i].bit));
+    if (failed) Py_CLEAR(needs);
+    return needs;
+}
+
+/* The parameters of the policy that dict names. */
+static int read_parameters(PyObject *module, PyObject *dict, skv_method *method) {
     skv_error error;
+    PyObject *value;
+    for (const skv_parameter *p = skv_parameters; p->name; p++) {
+        if (!(value = item(dict, p->name)) || !strcmp(p->name, "budget")) continue;
+        if (!skv_policy_takes(method->policy, p->name))
+            return py_config_error(module, "%s has no parameter \"%s\"; allowed: %s", method->policy->name, p->name,
+                                   method->policy->parameters),
+                   -1;
+        const double number = PyFloat_AsDouble(value);
+        if (PyErr_Occurred()) return -1;
+        if (skv_method_set(method, p->name, number, &error)) return py_raise(module, &error), -1;
+    }
+    return 0;
+}
+
+int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *custom, PyObject **held) {
     PyObject *value;
     if (!PyDict_Check(dict)) return py_config_error(module, "method is not a dict"), -1;
     const char *name = (value = item(dict, "name")) ? PyUnicode_AsUTF8(value) : "full";
@@ -86,33 +102,34 @@ int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *c
     const skv_policy *policy = skv_policy_find(name);
     if (!policy) return py_config_error(module, "method \"%s\" is unknown", name), -1;
     *method = skv_method_of(policy);
-    for (const skv_parameter *p = skv_parameters; p->name; p++) {
-        if (!(value = item(dict, p->name)) || !strcmp(p->name, "budget")) continue;
-        if (!skv_policy_takes(policy, p->name))
-            return py_config_error(module, "%s has no parameter \"%s\"; allowed: %s", name, p->name, policy->parameters), -1;
-        const double number = PyFloat_AsDouble(value);
-        if (PyErr_Occurred()) return -1;
-        if (skv_method_set(method, p->name, number, &error)) return py_raise(module, &error), -1;
-    }
+    if (read_parameters(module, dict, method)) return -1;
     if ((value = item(dict, "protect"))) {
         int first, prompt;
         if (!PyArg_ParseTuple(value, "ip", &first, &prompt)) return -1;
         method->protect_first = first;
         method->protect_prompt = prompt;
     }
+    if ((value = item(dict, "allocate"))) {
+        const char *allocate = PyUnicode_AsUTF8(value);
+        if (!allocate) return -1;
+        method->by_layer = !strcmp(allocate, "layer");
+        if (!method->by_layer && strcmp(allocate, "head"))
+            return py_config_error(module, "allocate is \"%.40s\"; allowed: head, layer", allocate), -1;
+    }
     if ((value = item(dict, "evict"))) method->evict = PyObject_IsTrue(value) == 1;
     if ((value = item(dict, "compat"))) method->compat = (unsigned)PyLong_AsUnsignedLongMask(value);
     if ((value = item(dict, "needs"))) method->custom_needs = (unsigned)PyLong_AsUnsignedLongMask(value);
-    if (policy->needs & SKV_NEEDS_CALLER) {
+    if (policy->flags & SKV_CUSTOM) {
         value = item(dict, "score");
-        if (!value || !PyCallable_Check(value)) return py_config_error(module, "score of a custom method is not callable"), -1;
+        if (!value || !PyCallable_Check(value))
+            return py_config_error(module, "score of a custom method is not callable"), -1;
         custom->function = value; /* borrowed from dict, which the caller holds */
         custom->module = module;
         method->custom = call_custom;
         method->context = custom;
     }
     if (PyErr_Occurred()) return -1;
-    if (policy->needs & SKV_COMPACTS) {
+    if (policy->flags & SKV_COMPACTS) {
         if (!(value = item(dict, "budget"))) return py_config_error(module, "%s needs a budget", name), -1;
         PyArrayObject *budgets = py_array(module, value, "budget", NPY_INT32, 2, (npy_intp[]){-1, -1});
         if (!budgets) return -1;

@@ -68,20 +68,17 @@ static int read_config(PyObject *module, PyObject *config, skv_config *c) {
 PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
     skv_config config;
     skv_error error;
-    const skv_backend *backend;
     if (read_config(module, config_dict, &config)) return NULL;
-    if (skv_backend_find("generic", &backend, &error)) return py_raise(module, &error);
-    skv_model *model = skv_model_new(&config, backend, SKV_F32, &error);
+    skv_model *model = skv_model_new(&config, "generic", SKV_F32, &error);
     if (!model) return py_raise(module, &error);
-    PyObject *list = PyList_New((Py_ssize_t)model->n_slots);
-    for (size_t i = 0; list && i < model->n_slots; i++) {
-        const skv_slot *s = model->slots + i;
-        PyObject *row = s->columns ? Py_BuildValue("s(ii)O", s->name, s->rows, s->columns, Py_True)
-                                   : Py_BuildValue("s(i)O", s->name, s->rows, Py_False);
-        if (row)
-            PyList_SET_ITEM(list, (Py_ssize_t)i, row);
-        else
-            Py_CLEAR(list);
+    PyObject *list = PyList_New(0);
+    const char *name;
+    int32_t rows, columns;
+    for (size_t i = 0; list && (name = skv_model_tensor(model, i, &rows, &columns)); i++) {
+        PyObject *row = columns ? Py_BuildValue("s(ii)O", name, rows, columns, Py_True)
+                                : Py_BuildValue("s(i)O", name, rows, Py_False);
+        if (!row || PyList_Append(list, row)) Py_CLEAR(list);
+        Py_XDECREF(row);
     }
     skv_model_free(model);
     return list;
@@ -90,17 +87,16 @@ PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *config_dict, *module = PyType_GetModule(type);
     const char *dtype = "f32", *variant = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sz", (char *[]){"config", "dtype", "variant", NULL}, &config_dict, &dtype, &variant))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sz", (char *[]){"config", "dtype", "variant", NULL}, &config_dict,
+                                     &dtype, &variant))
         return NULL;
     skv_config config;
     skv_error error;
-    const skv_backend *backend;
-    const int weight_type = py_dtype(module, dtype, SKV_F16);
+    const int weight_type = py_dtype(module, dtype, PY_WEIGHTS);
     if (weight_type < 0 || read_config(module, config_dict, &config)) return NULL;
-    if (skv_backend_find(variant, &backend, &error)) return py_raise(module, &error);
     py_model *self = (py_model *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    self->model = skv_model_new(&config, backend, (skv_dtype)weight_type, &error);
+    self->model = skv_model_new(&config, variant, (skv_dtype)weight_type, &error);
     if (self->model) return (PyObject *)self;
     py_raise(module, &error);
     Py_DECREF(self);
@@ -121,26 +117,28 @@ static PyObject *model_bind(PyObject *self, PyObject *args) {
     int n_threads;
     if (!PyArg_ParseTuple(args, "ssO!Oi", &name, &dtype, &PyTuple_Type, &shape_tuple, &object, &n_threads)) return NULL;
     const Py_ssize_t n_dims = PyTuple_GET_SIZE(shape_tuple);
-    const int type = py_dtype(module, dtype, SKV_N_DTYPES);
+    const int type = py_dtype(module, dtype, PY_STORED);
     if (type < 0) return NULL;
-    if (n_dims < 1 || n_dims > 2) return py_config_error(module, "tensor \"%s\" has %zd dimensions; allowed: 1 or 2", name, n_dims);
+    if (n_dims < 1 || n_dims > 2)
+        return py_config_error(module, "tensor \"%s\" has %zd dimensions; allowed: 1 or 2", name, n_dims);
     int64_t shape[2] = {0};
-    size_t bytes = skv_dtype_size((skv_dtype)type);
+    size_t bytes = skv_dtypes[type].size;
     for (Py_ssize_t i = 0; i < n_dims; i++) {
         shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape_tuple, i));
         if (PyErr_Occurred()) return NULL;
-        bytes = skv_mul(bytes, (size_t)shape[i]);
+        if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes)) bytes = SIZE_MAX;
     }
     PyArrayObject *data = py_array(module, object, name, NPY_UINT8, 1, (npy_intp[]){-1});
     if (!data) return NULL;
     skv_error error;
     skv_status status = SKV_OK;
-    if (bytes != (size_t)PyArray_SIZE(data) || n_threads < 1 || n_threads > 1024) {
-        py_config_error(module, "tensor \"%s\": %zd bytes for a shape of %zu, %d threads", name, (Py_ssize_t)PyArray_SIZE(data), bytes,
-                        n_threads);
+    if (bytes != (size_t)PyArray_SIZE(data) || n_threads < 1 || n_threads > SKV_MAX_THREADS) {
+        py_config_error(module, "tensor \"%s\": %zd bytes for a shape of %zu, %d threads", name,
+                        (Py_ssize_t)PyArray_SIZE(data), bytes, n_threads);
         goto cleanup;
     }
-    Py_BEGIN_ALLOW_THREADS status = skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
+    Py_BEGIN_ALLOW_THREADS status =
+        skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
     Py_END_ALLOW_THREADS result = status ? py_raise(module, &error) : Py_NewRef(Py_None);
 cleanup:
     Py_DECREF(data);
@@ -153,36 +151,33 @@ static PyObject *model_limits(PyObject *self, PyObject *args) {
     Py_ssize_t n_bytes;
     int n_threads;
     if (!PyArg_ParseTuple(args, "ni", &n_bytes, &n_threads)) return NULL;
-    if (n_bytes < 4096 || n_threads < 1 || n_threads > 1024)
+    if (n_bytes < 4096 || n_threads < 1 || n_threads > SKV_MAX_THREADS)
         return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
-    skv_heap heap = {0};
     double bytes, macs;
-    float *memory = skv_alloc(&heap, (size_t)n_bytes, 1);
-    if (!memory) return PyErr_NoMemory();
-    Py_BEGIN_ALLOW_THREADS memset(memory, 0, (size_t)n_bytes); /* touched: pages that are not there are not read */
-    const skv_exec exec = {.backend = model->backend, .n_threads = n_threads};
-    model->backend->limits(&exec, memory, (size_t)n_bytes / sizeof *memory, &bytes, &macs);
-    skv_free(&heap, memory);
-    Py_END_ALLOW_THREADS return Py_BuildValue("dd", bytes, macs);
+    skv_error error;
+    skv_status status;
+    Py_BEGIN_ALLOW_THREADS status = skv_model_limits(model, (size_t)n_bytes, n_threads, &bytes, &macs, &error);
+    Py_END_ALLOW_THREADS return status ? py_raise(py_module_of(self), &error) : Py_BuildValue("dd", bytes, macs);
 }
 
 static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromSize_t(((py_model *)self)->model->heap.live_bytes);
+    return PyLong_FromSize_t(skv_model_bytes(((py_model *)self)->model));
 }
 
 static PyObject *model_variant(PyObject *self, void *Py_UNUSED(closure)) {
-    return PyUnicode_FromString(((py_model *)self)->model->backend->name);
+    return PyUnicode_FromString(skv_model_variant(((py_model *)self)->model));
 }
 
 static PyObject *model_dtype(PyObject *self, void *Py_UNUSED(closure)) {
-    return PyUnicode_FromString(((py_model *)self)->model->type == SKV_BF16 ? "bf16" : "f32");
+    return PyUnicode_FromString(skv_dtypes[skv_model_dtype(((py_model *)self)->model)].name);
 }
 
 static PyMethodDef model_methods[] = {
     {"bind", model_bind, METH_VARARGS,
      "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
     {"limits", model_limits, METH_VARARGS,
-     "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels reach."},
+     "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels "
+     "reach."},
     {0},
 };
 static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},
@@ -195,4 +190,5 @@ static PyType_Slot model_slots[] = {{Py_tp_new, model_new},
                                     {Py_tp_getset, model_getset},
                                     {Py_tp_doc, "Model(config, dtype='f32', variant=None): weights, bound one by one."},
                                     {0}};
-PyType_Spec py_model_spec = {"skipkv._skipkv.Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, model_slots};
+PyType_Spec py_model_spec = {"skipkv._skipkv.Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+                             model_slots};

@@ -1,4 +1,5 @@
-/* The module: the core's tables (families, tensors, CPU variants, methods), its two nouns, Model and Session, and its functions on arrays.
+/* The module: the core's tables (families, tensors, CPU variants, methods), its two nouns, Model and Session, and its
+ * functions on arrays.
  */
 #define SKV_MODULE
 #include "binding.h"
@@ -38,12 +39,14 @@ static int has_shape(PyArrayObject *array, int n_dims, const npy_intp *shape) {
 static void shape_text(char *text, size_t size, int n_dims, const npy_intp *shape) {
     size_t at = (size_t)PyOS_snprintf(text, size, "[");
     for (int i = 0; i < n_dims && at < size - 24; i++)
-        at += (size_t)(shape[i] < 0 ? PyOS_snprintf(text + at, size - at, "%sn", i ? ", " : "")
-                                    : PyOS_snprintf(text + at, size - at, "%s%zd", i ? ", " : "", (Py_ssize_t)shape[i]));
+        at +=
+            (size_t)(shape[i] < 0 ? PyOS_snprintf(text + at, size - at, "%sn", i ? ", " : "")
+                                  : PyOS_snprintf(text + at, size - at, "%s%zd", i ? ", " : "", (Py_ssize_t)shape[i]));
     PyOS_snprintf(text + at, size - at, "]");
 }
 
-static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char *name, int n_dims, const npy_intp *shape) {
+static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char *name, int n_dims,
+                              const npy_intp *shape) {
     if (!array || has_shape(array, n_dims, shape)) return array;
     char expected[128], found[128];
     shape_text(expected, sizeof expected, n_dims, shape);
@@ -53,20 +56,23 @@ static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char
     return NULL;
 }
 
-PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape) {
+PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
+                        const npy_intp *shape) {
     const int narrows = type == NPY_FLOAT ? NPY_ARRAY_FORCECAST : 0; /* float64 is rounded; integers are never cut */
-    PyArrayObject *array =
-        (PyArrayObject *)PyArray_FROMANY(object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows);
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
+        object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows);
     if (!array && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
         PyErr_Clear();
         PyArray_Descr *wanted = PyArray_DescrFromType(type);
-        py_config_error(module, "%s: expected an array of type %s, found %s", name, wanted->typeobj->tp_name, Py_TYPE(object)->tp_name);
+        py_config_error(module, "%s: expected an array of type %s, found %s", name, wanted->typeobj->tp_name,
+                        Py_TYPE(object)->tp_name);
         Py_DECREF(wanted);
     }
     return checked(module, array, name, n_dims, shape);
 }
 
-PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims, const npy_intp *shape) {
+PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
+                         const npy_intp *shape) {
     PyArrayObject *array = (PyArrayObject *)object;
     if (!PyArray_Check(object) || PyArray_TYPE(array) != type || !PyArray_ISCARRAY(array)) {
         py_config_error(module, "%s: expected a writable C-contiguous array of its type", name);
@@ -83,34 +89,100 @@ PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape)
     return array;
 }
 
-int py_dtype(PyObject *module, const char *name, int n_allowed) {
-    static const char *const names[SKV_N_DTYPES] = {[SKV_F32] = "f32", [SKV_BF16] = "bf16", [SKV_F16] = "f16"};
-    for (int i = 0; i < n_allowed; i++)
-        if (!strcmp(names[i], name)) return i;
-    py_config_error(module, "dtype is \"%.40s\"; allowed: f32, bf16%s", name, n_allowed > SKV_F16 ? ", f16" : "");
+bool py_dtype_allowed(int type, py_use use) {
+    return use == PY_STORED || (use == PY_WEIGHTS ? skv_dtypes[type].of_weights : skv_dtypes[type].of_cache);
+}
+
+int py_dtype(PyObject *module, const char *name, py_use use) {
+    char allowed[64] = "";
+    for (int i = 0; i < SKV_N_DTYPES; i++) {
+        if (!py_dtype_allowed(i, use)) continue;
+        if (!strcmp(skv_dtypes[i].name, name)) return i;
+        const size_t at = strlen(allowed);
+        PyOS_snprintf(allowed + at, sizeof allowed - at, "%s%s", at ? ", " : "", skv_dtypes[i].name);
+    }
+    py_config_error(module, "dtype is \"%.40s\"; allowed: %s", name, allowed);
     return -1;
 }
 
-static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
-    PyObject *all = PyDict_New();
-    for (const skv_family *const *f = skv_families; all && *f; f++) {
-        PyObject *values[] = {[SKV_BIAS_NEVER] = Py_False, [SKV_BIAS_ALWAYS] = Py_True, [SKV_BIAS_CONFIG] = Py_None};
-        PyObject *rope = PyTuple_New(SKV_N_ROPES);
-        for (Py_ssize_t i = 0; rope && i < SKV_N_ROPES; i++) PyTuple_SET_ITEM(rope, i, PyUnicode_FromString(skv_rope_names[i]));
-        PyObject *row = rope ? Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", (*f)->architecture, "qkv_bias",
-                                             values[(*f)->qkv_bias], "o_bias", values[(*f)->o_bias], "mlp_bias", values[(*f)->mlp_bias],
-                                             "qk_norm", (*f)->qk_norm ? Py_True : Py_False, "rope", rope)
-                             : NULL;
-        if (!row || PyDict_SetItemString(all, (*f)->name, row)) Py_CLEAR(all);
-        Py_XDECREF(row);
+int py_set(PyObject *dict, const char *name, PyObject *value) {
+    const int failed = !value || PyDict_SetItemString(dict, name, value);
+    Py_XDECREF(value);
+    return failed;
+}
+
+static PyObject *strings(const char *const *names, size_t n) {
+    PyObject *tuple = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; tuple && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+        if (name)
+            PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, name);
+        else
+            Py_CLEAR(tuple);
     }
+    return tuple;
+}
+
+static PyObject *dtypes(py_use use) {
+    const char *names[SKV_N_DTYPES];
+    size_t n = 0;
+    for (int i = 0; i < SKV_N_DTYPES; i++)
+        if (py_dtype_allowed(i, use)) names[n++] = skv_dtypes[i].name;
+    return strings(names, n);
+}
+
+/* What Python would otherwise have to write down again. */
+static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    static const char *const levels[SKV_N_TRACE_LEVELS] = {"none", "kept", "scores"};
+    const struct {
+        const char *name;
+        long value;
+    } numbers[] = {{"page", SKV_PAGE_SLOTS},
+                   {"max_budget", SKV_MAX_BUDGET},
+                   {"max_threads", SKV_MAX_THREADS},
+                   {"max_head_dim", SKV_MAX_HEAD_DIM},
+                   {"way", SKV_WAY},
+                   {"delimiter", SKV_DELIMITER},
+                   {"marker", SKV_MARKER},
+                   {"paragraph", SKV_PARAGRAPH},
+                   {"newline", SKV_NEWLINE}};
+    PyObject *all = PyDict_New(), *compat = PyDict_New(), *trace = PyDict_New();
+    int failed = !all || !compat || !trace;
+    for (long i = 0; !failed && skv_compat_names[i]; i++)
+        failed = py_set(compat, skv_compat_names[i], PyLong_FromLong(1L << i));
+    for (long i = 0; !failed && i < SKV_N_TRACE_LEVELS; i++) failed = py_set(trace, levels[i], PyLong_FromLong(i));
+    for (size_t i = 0; !failed && i < sizeof numbers / sizeof *numbers; i++)
+        failed = py_set(all, numbers[i].name, PyLong_FromLong(numbers[i].value));
+    failed = failed || PyDict_SetItemString(all, "compat", compat) || py_set(all, "needs", py_needs()) ||
+             py_set(all, "scopes", strings(skv_scope_names, SKV_N_SCOPES)) ||
+             PyDict_SetItemString(all, "trace", trace) || py_set(all, "dtypes", dtypes(PY_STORED)) ||
+             py_set(all, "weight_dtypes", dtypes(PY_WEIGHTS)) || py_set(all, "cache_dtypes", dtypes(PY_CACHE));
+    if (failed) Py_CLEAR(all);
+    Py_XDECREF(compat);
+    Py_XDECREF(trace);
+    return all;
+}
+
+static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    PyObject *const biases[] = {[SKV_BIAS_NEVER] = Py_False, [SKV_BIAS_ALWAYS] = Py_True, [SKV_BIAS_CONFIG] = Py_None};
+    PyObject *all = PyDict_New();
+    int failed = !all;
+    for (const skv_family *f = skv_families; !failed && f->name; f++)
+        failed = py_set(all, f->name,
+                        Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", f->architecture, "qkv_bias",
+                                      biases[f->qkv_bias], "o_bias", biases[f->o_bias], "mlp_bias", biases[f->mlp_bias],
+                                      "qk_norm", f->qk_norm ? Py_True : Py_False, "rope",
+                                      strings(skv_rope_names, SKV_N_ROPES)));
+    if (failed) Py_CLEAR(all);
     return all;
 }
 
 static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
     PyObject *all = PyDict_New();
-    for (const skv_backend *const *b = skv_backends; all && *b; b++)
-        if (PyDict_SetItemString(all, (*b)->name, skv_backend_runs_here(*b) ? Py_True : Py_False)) Py_CLEAR(all);
+    const char *name;
+    bool runs_here;
+    for (size_t i = 0; all && (name = skv_variant(i, &runs_here)); i++)
+        if (PyDict_SetItemString(all, name, runs_here ? Py_True : Py_False)) Py_CLEAR(all);
     return all;
 }
 
@@ -118,11 +190,17 @@ extern PyObject *py_tensors(PyObject *module, PyObject *config);
 
 static PyMethodDef methods[] = {
     {"families", families, METH_NOARGS, "families() -> dict: model families and what distinguishes them."},
-    {"tensors", py_tensors, METH_O, "tensors(config) -> list of (name, shape, is_matrix) that a checkpoint of this configuration holds."},
-    {"variants", variants, METH_NOARGS, "variants() -> dict: CPU variants, best first, and whether this machine runs each."},
-    {"methods", py_methods, METH_NOARGS, "methods() -> (dict of eviction methods, dict of their parameters): the core's tables."},
+    {"tensors", py_tensors, METH_O,
+     "tensors(config) -> list of (name, shape, is_matrix) that a checkpoint of this configuration holds."},
+    {"constants", constants, METH_NOARGS, "constants() -> dict: sizes, limits, bits and names that the core defines."},
+    {"variants", variants, METH_NOARGS,
+     "variants() -> dict: CPU variants, best first, and whether this machine runs each."},
+    {"methods", py_methods, METH_NOARGS,
+     "methods() -> (dict of eviction methods, dict of their parameters): the core's tables."},
     {"check_method", py_check_method, METH_VARARGS,
      "check_method(method, n_prompt, reserve=0): raises ConfigError for a method that cannot run."},
+    {"method_needs", py_method_needs, METH_O,
+     "method_needs(method) -> int: what it is and needs, bits of constants()."},
     {"select", (PyCFunction)(void (*)(void))py_select, METH_VARARGS | METH_KEYWORDS,
      "select(method, keys, queries, positions, penalties, sums, prompt, sequence, layer): see skipkv.select."},
     {"segment", py_segment, METH_VARARGS, "segment(ids, vocabulary, n_prompt, compat): see skipkv.segment."},

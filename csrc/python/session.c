@@ -1,9 +1,5 @@
 #include "binding.h"
 
-#include <math.h>
-
-#include "../sample.h"
-
 typedef struct py_session {
     PyObject_HEAD skv_session *session;
     py_model *model;            /* keeps the weights alive */
@@ -20,20 +16,23 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const char *cache = "f32";
     int rows = 1, tokens = 512, threads = 1, trace = 0;
     Py_ssize_t memory_limit = PY_SSIZE_T_MAX;
-    char *names[] = {"model", "rows", "tokens", "cache", "memory_limit", "threads", "method", "vocabulary", "trace", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOi", names, state->model, &model, &rows, &tokens, &cache, &memory_limit,
-                                     &threads, &method_dict, &vocabulary, &trace))
+    char *names[] = {"model",   "rows",   "tokens",     "cache", "memory_limit",
+                     "threads", "method", "vocabulary", "trace", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOi", names, state->model, &model, &rows, &tokens, &cache,
+                                     &memory_limit, &threads, &method_dict, &vocabulary, &trace))
         return NULL;
-    const int cache_type = py_dtype(module, cache, SKV_F16);
+    const int cache_type = py_dtype(module, cache, PY_CACHE);
     if (cache_type < 0) return NULL;
-    if (rows < 1 || tokens < rows || threads < 1 || threads > 1024 || memory_limit < 1 || trace < 0 || trace > SKV_TRACE_SCORES)
-        return py_config_error(module,
-                               "rows %d, tokens %d, threads %d, memory_limit %zd, trace %d: each must be positive, tokens at least rows, "
-                               "threads at most 1024, trace at most 2",
-                               rows, tokens, threads, memory_limit, trace);
+    if (rows < 1 || tokens < rows || threads < 1 || threads > SKV_MAX_THREADS || memory_limit < 1 || trace < 0 ||
+        trace > SKV_TRACE_SCORES)
+        return py_config_error(
+            module,
+            "rows %d, tokens %d, threads %d, memory_limit %zd, trace %d: each must be positive, tokens at least rows, "
+            "threads at most %d, trace at most %d",
+            rows, tokens, threads, memory_limit, trace, SKV_MAX_THREADS, SKV_TRACE_SCORES);
     skv_error error;
     skv_model *core = ((py_model *)model)->model;
-    const skv_config *c = &core->config;
+    const skv_config *c = skv_model_config(core);
     if (skv_model_ready(core, &error)) return py_raise(module, &error);
     py_session *self = (py_session *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -60,7 +59,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         py_raise(module, &error);
         goto failed;
     }
-    self->candidates = skv_alloc(&self->session->heap, (size_t)c->vocab, sizeof *self->candidates);
+    self->candidates = PyMem_Calloc((size_t)c->vocab, sizeof *self->candidates);
     if (self->candidates) return (PyObject *)self;
     PyErr_NoMemory();
 failed:
@@ -85,7 +84,7 @@ static void session_dealloc(PyObject *object) {
     py_session *self = (py_session *)object;
     PyTypeObject *type = Py_TYPE(object);
     PyObject_GC_UnTrack(object);
-    if (self->session) skv_free(&self->session->heap, self->candidates);
+    PyMem_Free(self->candidates);
     skv_session_free(self->session);
     Py_XDECREF(self->model);
     Py_XDECREF(self->method);
@@ -101,26 +100,32 @@ static int in_use(py_session *self) {
     return self->busy;
 }
 
-/* The open row of this number, NULL with an exception set. */
-static skv_row *row_of(py_session *self, int row) {
-    if (in_use(self)) return NULL;
-    if (row >= 0 && (size_t)row < self->session->n_rows && self->session->rows[row].open) return self->session->rows + row;
+/* Whether this row is open and the session idle; false with an exception set. */
+static bool is_open(py_session *self, int row) {
+    if (in_use(self)) return false;
+    if (skv_row_is_open(self->session, row)) return true;
     py_config_error(py_module_of((PyObject *)self), "row %d is not open", row);
-    return NULL;
+    return false;
 }
 
-/* None, or (vector [hidden], layer, alpha, gamma, alpha_max, scope). *held: a new reference to what the vector is borrowed from. */
+static const skv_config *config_of(const py_session *self) { return skv_model_config(self->model->model); }
+
+/* None, or (vector [hidden], layer, alpha, gamma, alpha_max, scope). *held: a new reference to what the vector is
+ * borrowed from. */
 static int read_steering(py_session *self, PyObject *tuple, skv_steering *steering, PyObject **held) {
     PyObject *module = py_module_of((PyObject *)self), *vector;
     const char *scope;
     if (tuple == Py_None) return 0;
-    if (!PyArg_ParseTuple(tuple, "Oifffs", &vector, &steering->layer, &steering->alpha, &steering->gamma, &steering->alpha_max, &scope))
+    if (!PyArg_ParseTuple(tuple, "Oifffs", &vector, &steering->layer, &steering->alpha, &steering->gamma,
+                          &steering->alpha_max, &scope))
         return -1;
     int found = 0;
     while (found < SKV_N_SCOPES && strcmp(skv_scope_names[found], scope)) found++;
-    if (found == SKV_N_SCOPES) return py_config_error(module, "scope is \"%.40s\"; allowed: think, generation, all", scope), -1;
+    if (found == SKV_N_SCOPES)
+        return py_config_error(module, "scope is \"%.40s\"; allowed: think, generation, all", scope), -1;
     steering->scope = (skv_scope)found;
-    PyArrayObject *array = py_array(module, vector, "steering vector", NPY_FLOAT, 1, (npy_intp[]){self->session->model->config.hidden});
+    PyArrayObject *array =
+        py_array(module, vector, "steering vector", NPY_FLOAT, 1, (npy_intp[]){config_of(self)->hidden});
     if (!array) return -1;
     steering->vector = PyArray_DATA(array);
     *held = (PyObject *)array;
@@ -132,16 +137,20 @@ static PyObject *session_open(PyObject *object, PyObject *args, PyObject *kwargs
     int capacity, n_prompt = 0, reserve = 0;
     long long prompt = 0, sample = 0;
     PyObject *steering = Py_None, *held = NULL, *result = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|iLLOi",
-                                     (char *[]){"capacity", "n_prompt", "prompt", "sample", "steering", "reserve", NULL}, &capacity,
-                                     &n_prompt, &prompt, &sample, &steering, &reserve))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "i|iLLOi",
+            (char *[]){"capacity", "n_prompt", "prompt", "sample", "steering", "reserve", NULL}, &capacity, &n_prompt,
+            &prompt, &sample, &steering, &reserve))
         return NULL;
-    skv_row_options options = {
-        .capacity = capacity, .n_prompt = n_prompt ? n_prompt : capacity, .reserve = reserve, .sequence = {prompt, sample}};
+    skv_row_options options = {.capacity = capacity,
+                               .n_prompt = n_prompt ? n_prompt : capacity,
+                               .reserve = reserve,
+                               .sequence = {prompt, sample}};
     skv_error error;
     int32_t row;
     if (in_use(self) || read_steering(self, steering, &options.steering, &held)) return NULL;
-    result = skv_row_open(self->session, &options, &row, &error) ? py_raise(py_module_of(object), &error) : PyLong_FromLong(row);
+    result = skv_row_open(self->session, &options, &row, &error) ? py_raise(py_module_of(object), &error)
+                                                                 : PyLong_FromLong(row);
     Py_XDECREF(held);
     return result;
 }
@@ -152,7 +161,7 @@ static PyObject *session_fork(PyObject *object, PyObject *args) {
     long long sample;
     skv_error error;
     int32_t row;
-    if (!PyArg_ParseTuple(args, "iiL", &from, &capacity, &sample) || !row_of(self, from)) return NULL;
+    if (!PyArg_ParseTuple(args, "iiL", &from, &capacity, &sample) || !is_open(self, from)) return NULL;
     return skv_row_fork(self->session, from, capacity, sample, &row, &error) ? py_raise(py_module_of(object), &error)
                                                                              : PyLong_FromLong(row);
 }
@@ -160,7 +169,7 @@ static PyObject *session_fork(PyObject *object, PyObject *args) {
 static PyObject *session_close(PyObject *object, PyObject *row) {
     py_session *self = (py_session *)object;
     const int r = (int)PyLong_AsLong(row);
-    if (PyErr_Occurred() || !row_of(self, r)) return NULL;
+    if (PyErr_Occurred() || !is_open(self, r)) return NULL;
     skv_row_close(self->session, r);
     Py_RETURN_NONE;
 }
@@ -168,7 +177,7 @@ static PyObject *session_close(PyObject *object, PyObject *row) {
 static PyObject *session_chunk(PyObject *object, PyObject *args) {
     py_session *self = (py_session *)object;
     int row, n;
-    if (!PyArg_ParseTuple(args, "ii", &row, &n) || !row_of(self, row)) return NULL;
+    if (!PyArg_ParseTuple(args, "ii", &row, &n) || !is_open(self, row)) return NULL;
     return PyLong_FromLong(skv_row_chunk(self->session, row, n));
 }
 
@@ -181,14 +190,15 @@ static PyObject *session_row_bytes(PyObject *object, PyObject *args) {
 
 static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
     py_session *self = (py_session *)object;
-    PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None, *layer_object = Py_None,
-             *state_object = Py_None, *result = NULL;
+    PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None,
+             *layer_object = Py_None, *state_object = Py_None, *result = NULL;
     PyArrayObject *spans = NULL, *tokens = NULL, *logits = NULL, *layers = NULL, *states = NULL;
     int every = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOO", (char *[]){"spans", "tokens", "logits", "every", "layers", "states", NULL},
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOO",
+                                     (char *[]){"spans", "tokens", "logits", "every", "layers", "states", NULL},
                                      &span_object, &token_object, &logit_object, &every, &layer_object, &state_object))
         return NULL;
-    const skv_config *c = &self->session->model->config;
+    const skv_config *c = config_of(self);
     spans = py_array(module, span_object, "spans", NPY_INT32, 2, (npy_intp[]){-1, 2});
     tokens = spans ? py_array(module, token_object, "tokens", NPY_INT32, 1, (npy_intp[]){-1}) : NULL;
     if (!tokens) goto cleanup;
@@ -200,13 +210,14 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
         py_config_error(module, "spans of %zd tokens, but %zd token ids", (Py_ssize_t)sum, (Py_ssize_t)n_tokens);
         goto cleanup;
     }
-    if (logit_object != Py_None &&
-        !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){every ? n_tokens : n_spans, c->vocab})))
+    if (logit_object != Py_None && !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2,
+                                                        (npy_intp[]){every ? n_tokens : n_spans, c->vocab})))
         goto cleanup;
     skv_capture capture = {0};
     if (layer_object != Py_None) {
         if (!(layers = py_array(module, layer_object, "layers", NPY_INT32, 1, (npy_intp[]){-1}))) goto cleanup;
-        if (!(states = py_output(module, state_object, "states", NPY_FLOAT, 3, (npy_intp[]){PyArray_DIM(layers, 0), n_tokens, c->hidden})))
+        if (!(states = py_output(module, state_object, "states", NPY_FLOAT, 3,
+                                 (npy_intp[]){PyArray_DIM(layers, 0), n_tokens, c->hidden})))
             goto cleanup;
         capture = (skv_capture){PyArray_DATA(layers), (size_t)PyArray_DIM(layers, 0), PyArray_DATA(states)};
     }
@@ -225,8 +236,9 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
     } else {
         result = PyList_New(0);
         for (npy_intp t = 0; result && t < n_tokens; t++) {
-            if (!self->session->steered[t]) continue;
-            PyObject *pair = Py_BuildValue("nd", (Py_ssize_t)t, (double)self->session->alphas[t]);
+            float alpha;
+            if (!skv_session_steered(self->session, (size_t)t, &alpha)) continue;
+            PyObject *pair = Py_BuildValue("nd", (Py_ssize_t)t, (double)alpha);
             if (!pair || PyList_Append(result, pair)) Py_CLEAR(result);
             Py_XDECREF(pair);
         }
@@ -247,18 +259,22 @@ static PyObject *session_sample(PyObject *object, PyObject *args) {
     double temperature, top_p, min_p;
     int top_k;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "OOKdidd", &logit_object, &sequence_object, &seed, &temperature, &top_k, &top_p, &min_p) || in_use(self))
+    if (!PyArg_ParseTuple(args, "OOKdidd", &logit_object, &sequence_object, &seed, &temperature, &top_k, &top_p,
+                          &min_p) ||
+        in_use(self))
         return NULL;
-    const npy_intp vocab = self->session->model->config.vocab;
+    const npy_intp vocab = config_of(self)->vocab;
     PyArrayObject *logits = py_array(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){-1, vocab});
     if (!logits) return NULL;
-    PyArrayObject *sequences = py_array(module, sequence_object, "sequences", NPY_INT64, 2, (npy_intp[]){PyArray_DIM(logits, 0), 3});
+    PyArrayObject *sequences =
+        py_array(module, sequence_object, "sequences", NPY_INT64, 2, (npy_intp[]){PyArray_DIM(logits, 0), 3});
     if (sequences) tokens = PyArray_SimpleNew(1, PyArray_DIMS(logits), NPY_INT32);
-    sampling =
-        (skv_sampling){.temperature = (float)temperature, .top_k = top_k, .top_p = (float)top_p, .min_p = (float)min_p, .seed = seed};
+    sampling = (skv_sampling){
+        .temperature = (float)temperature, .top_k = top_k, .top_p = (float)top_p, .min_p = (float)min_p, .seed = seed};
     for (npy_intp i = 0; tokens && i < PyArray_DIM(logits, 0); i++)
-        *(int32_t *)PyArray_GETPTR1((PyArrayObject *)tokens, i) = skv_sample(
-            PyArray_GETPTR2(logits, i, 0), (size_t)vocab, &sampling, (const int64_t *)PyArray_GETPTR2(sequences, i, 0), self->candidates);
+        *(int32_t *)PyArray_GETPTR1((PyArrayObject *)tokens, i) =
+            skv_sample(PyArray_GETPTR2(logits, i, 0), (size_t)vocab, &sampling,
+                       (const int64_t *)PyArray_GETPTR2(sequences, i, 0), self->candidates);
     Py_DECREF(logits);
     Py_XDECREF(sequences);
     return tokens;
@@ -267,66 +283,56 @@ static PyObject *session_sample(PyObject *object, PyObject *args) {
 static PyObject *session_brake(PyObject *object, PyObject *row) {
     py_session *self = (py_session *)object;
     const int index = (int)PyLong_AsLong(row);
-    skv_row *r = PyErr_Occurred() ? NULL : row_of(self, index);
-    if (!r) return NULL;
-    r->steering.alpha = r->steering.alpha_max;
+    if (PyErr_Occurred() || !is_open(self, index)) return NULL;
+    skv_row_brake(self->session, index);
     Py_RETURN_NONE;
 }
 
 static PyObject *session_state(PyObject *object, PyObject *row) {
     py_session *self = (py_session *)object;
     const int index = (int)PyLong_AsLong(row);
-    const skv_row *r = PyErr_Occurred() ? NULL : row_of(self, index);
-    if (!r) return NULL;
-    const size_t page = self->session->cache.shape.page_bytes;
-    const size_t n_heads = (size_t)self->session->model->config.n_layers * (size_t)self->session->model->config.n_kv_heads;
-    Py_ssize_t n_slots = 0;
-    for (size_t h = 0; h < n_heads; h++) n_slots += r->heads[h].n_slots;
-    int flagged = 0;
-    for (size_t i = 0; i < r->tracker.n_closed; i++) flagged += r->tracker.sentences[i].lambda > 0;
-    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:i,s:i,s:i,s:i,s:i,s:i}", "n_tokens", r->n_tokens, "n_prompt", r->n_prompt,
-                         "slots", n_slots, "live_bytes", (Py_ssize_t)(r->n_pages * page), "peak_bytes", (Py_ssize_t)(r->peak_pages * page),
-                         "compactions", r->n_compactions, "evicted", (unsigned long long)r->n_evicted, "pairs",
-                         (unsigned long long)r->n_pairs, "sentences", (Py_ssize_t)r->tracker.n_closed, "flagged", flagged, "thoughts",
-                         r->tracker.n_thoughts, "thinking_tokens", r->tracker.n_thinking, "answer_tokens", r->tracker.n_answer, "repeating",
-                         r->tracker.n_repeating, "steered", r->n_steered);
+    if (PyErr_Occurred() || !is_open(self, index)) return NULL;
+    const skv_row_state s = skv_row_state_of(self->session, index);
+    return Py_BuildValue("{s:i,s:i,s:n,s:n,s:n,s:i,s:K,s:K,s:n,s:n,s:i,s:i,s:i,s:i,s:i}", "n_tokens", s.n_tokens,
+                         "n_prompt", s.n_prompt, "slots", (Py_ssize_t)s.n_slots, "live_bytes", (Py_ssize_t)s.live_bytes,
+                         "peak_bytes", (Py_ssize_t)s.peak_bytes, "compactions", s.n_compactions, "evicted",
+                         (unsigned long long)s.n_evicted, "pairs", (unsigned long long)s.n_pairs, "sentences",
+                         (Py_ssize_t)s.n_sentences, "flagged", (Py_ssize_t)s.n_flagged, "thoughts", s.n_thoughts,
+                         "thinking_tokens", s.n_thinking, "answer_tokens", s.n_answer, "repeating", s.n_repeating,
+                         "steered", s.n_steered);
 }
 
 static PyObject *session_positions(PyObject *object, PyObject *args) {
     py_session *self = (py_session *)object;
     int row, layer, head;
-    if (!PyArg_ParseTuple(args, "iii", &row, &layer, &head)) return NULL;
-    const skv_row *r = row_of(self, row);
-    const skv_config *c = &self->session->model->config;
-    if (!r) return NULL;
+    if (!PyArg_ParseTuple(args, "iii", &row, &layer, &head) || !is_open(self, row)) return NULL;
+    const skv_config *c = config_of(self);
     if (layer < 0 || layer >= c->n_layers || head < 0 || head >= c->n_kv_heads)
-        return py_config_error(py_module_of(object), "layer %d, head %d: there are %d and %d", layer, head, c->n_layers, c->n_kv_heads);
-    const skv_head *from = r->heads + layer * c->n_kv_heads + head;
-    PyObject *array = PyArray_SimpleNew(1, ((npy_intp[]){from->n_slots}), NPY_INT32);
+        return py_config_error(py_module_of(object), "layer %d, head %d: there are %d and %d", layer, head, c->n_layers,
+                               c->n_kv_heads);
+    const size_t n = skv_row_positions(self->session, row, (size_t)layer, (size_t)head, NULL, 0);
+    PyObject *array = PyArray_SimpleNew(1, ((npy_intp[]){(npy_intp)n}), NPY_INT32);
     if (array)
-        self->session->model->backend->gather(self->session->model->backend, &self->session->cache.shape, from, NULL, (size_t)from->n_slots,
-                                              NULL, PyArray_DATA((PyArrayObject *)array), NULL);
+        skv_row_positions(self->session, row, (size_t)layer, (size_t)head, PyArray_DATA((PyArrayObject *)array), n);
     return array;
 }
 
-/* (first, last, closed, thought, λ, repeats) of every finished sentence, and their vectors [n, hidden], NaN where freed. */
+/* (first, last, closed, thought, λ, repeats) of every finished sentence, and their vectors [n, hidden], NaN where
+ * freed. */
 static PyObject *session_sentences(PyObject *object, PyObject *args) {
     py_session *self = (py_session *)object;
     int row, with_vectors = 0;
-    if (!PyArg_ParseTuple(args, "i|p", &row, &with_vectors)) return NULL;
-    const skv_row *r = row_of(self, row);
-    if (!r) return NULL;
-    const npy_intp n = (npy_intp)r->tracker.n_closed, hidden = self->session->model->config.hidden;
-    PyObject *list = PyList_New(n),
-             *vectors = with_vectors ? PyArray_SimpleNew(2, ((npy_intp[]){n, hidden}), NPY_FLOAT) : Py_NewRef(Py_None), *both = NULL;
+    if (!PyArg_ParseTuple(args, "i|p", &row, &with_vectors) || !is_open(self, row)) return NULL;
+    const npy_intp n = (npy_intp)skv_row_state_of(self->session, row).n_sentences,
+                   shape[] = {n, config_of(self)->hidden};
+    PyObject *list = PyList_New(n), *both = NULL;
+    PyObject *vectors = with_vectors ? PyArray_SimpleNew(2, shape, NPY_FLOAT) : Py_NewRef(Py_None);
     for (npy_intp i = 0; list && vectors && i < n; i++) {
-        const skv_sentence *s = r->tracker.sentences + i;
-        PyObject *item = Py_BuildValue("iiiidi", s->first, s->last, s->closed, s->thought, (double)s->lambda, s->repeats);
+        float *vector = with_vectors ? PyArray_GETPTR2((PyArrayObject *)vectors, i, 0) : NULL;
+        const skv_sentence s = skv_row_sentence(self->session, row, (size_t)i, vector);
+        PyObject *item = Py_BuildValue("iiiidi", s.first, s.last, s.closed, s.thought, (double)s.lambda, s.repeats);
         if (!item) goto cleanup;
         PyList_SET_ITEM(list, i, item);
-        const float *vector = skv_tracker_vector(&r->tracker, (size_t)i);
-        for (npy_intp k = 0; with_vectors && k < hidden; k++)
-            *(float *)PyArray_GETPTR2((PyArrayObject *)vectors, i, k) = vector ? vector[k] : NAN;
     }
     if (list && vectors) both = PyTuple_Pack(2, list, vectors);
 cleanup:
@@ -340,60 +346,63 @@ static PyObject *record_tuple(const skv_record *record, const char *bytes, const
     PyObject *kept = py_copy(bytes, NPY_INT32, 1, (npy_intp[]){record->n_kept}), *scores = Py_NewRef(Py_None);
     const npy_intp n = record->n_candidates;
     bytes += sizeof(int32_t) * (size_t)record->n_kept;
-    const char *const names[] = {"importance", "redundancy", "penalty", "score"};
-    const unsigned bits[] = {SKV_GIVES_IMPORTANCE, SKV_GIVES_REDUNDANCY, SKV_NEEDS_SENTENCES, 0};
     if (record->scored) Py_SETREF(scores, PyDict_New());
-    for (size_t i = 0; record->scored && scores && i < 4; i++) {
-        if (bits[i] && !(record->given & bits[i])) continue;
-        PyObject *array = py_copy(bytes, NPY_FLOAT, 1, &n);
-        if (!array || PyDict_SetItemString(scores, names[i], array)) Py_CLEAR(scores);
-        Py_XDECREF(array);
+    for (size_t term = 0; record->scored && term <= SKV_N_TERMS; term++) { /* the score stands behind the terms */
+        if (term < SKV_N_TERMS && !(record->given & 1u << term)) continue;
+        const char *name = term < SKV_N_TERMS ? skv_term_names[term] : "score";
+        if (scores && py_set(scores, name, py_copy(bytes, NPY_FLOAT, 1, &n))) Py_CLEAR(scores);
         bytes += sizeof(float) * (size_t)n;
     }
     *end = bytes;
-    return Py_BuildValue("iiiiiNN", record->row, record->step, record->layer, record->head, record->n_before, kept, scores);
+    return Py_BuildValue("iiiiiNN", record->row, record->step, record->layer, record->head, record->n_before, kept,
+                         scores);
 }
 
 static PyObject *session_trace(PyObject *object, PyObject *Py_UNUSED(unused)) {
     py_session *self = (py_session *)object;
     if (in_use(self)) return NULL;
-    skv_trace *trace = &self->session->trace;
+    size_t n_bytes;
+    const char *bytes = skv_session_trace(self->session, &n_bytes);
     PyObject *list = PyList_New(0);
-    for (const char *at = trace->bytes; list && at < trace->bytes + trace->n;) {
+    for (const char *at = bytes; list && at < bytes + n_bytes;) {
         skv_record record;
         memcpy(&record, at, sizeof record);
         PyObject *tuple = record_tuple(&record, at + sizeof record, &at);
         if (!tuple || PyList_Append(list, tuple)) Py_CLEAR(list);
         Py_XDECREF(tuple);
     }
-    if (list) trace->n = 0;
+    if (list) skv_session_drop_trace(self->session);
     return list;
 }
 
 static PyObject *session_ledger(PyObject *object, PyObject *Py_UNUSED(unused)) {
-    const skv_session *s = ((py_session *)object)->session;
-    const size_t page = s->cache.shape.page_bytes;
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)((s->cache.n_pages - s->cache.n_free) * page),
-                         "reserved_bytes", (Py_ssize_t)(s->cache.n_reserved * page), "pool_bytes", (Py_ssize_t)(s->cache.n_pages * page),
-                         "peak_bytes", (Py_ssize_t)(s->cache.peak_pages * page), "page_bytes", (Py_ssize_t)page, "heap_bytes",
-                         (Py_ssize_t)s->heap.live_bytes, "n_allocator_calls", (unsigned long long)s->heap.n_calls, "evict_seconds",
-                         s->evict_seconds);
+    const skv_ledger l = skv_session_ledger(((py_session *)object)->session);
+    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)l.live_bytes, "reserved_bytes",
+                         (Py_ssize_t)l.reserved_bytes, "pool_bytes", (Py_ssize_t)l.pool_bytes, "peak_bytes",
+                         (Py_ssize_t)l.peak_bytes, "page_bytes", (Py_ssize_t)l.page_bytes, "heap_bytes",
+                         (Py_ssize_t)l.heap_bytes, "n_allocator_calls", (unsigned long long)l.n_allocator_calls,
+                         "evict_seconds", l.evict_seconds);
 }
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 static PyMethodDef session_methods[] = {
     {"open", KEYWORDS(session_open),
-     "open(capacity, n_prompt=capacity, prompt=0, sample=0, steering=None, reserve=0) -> row, with cache for its worst case set aside.\n"
+     "open(capacity, n_prompt=capacity, prompt=0, sample=0, steering=None, reserve=0) -> row, with cache for its worst "
+     "case set aside.\n"
      "steering: (vector [hidden], layer, alpha, gamma, alpha_max, scope). reserve: slots taken off every budget."},
     {"fork", session_fork, METH_VARARGS, "fork(row, capacity, sample) -> a row that holds what that row holds."},
     {"close", session_close, METH_O, "close(row): its pages go back to the pool."},
     {"chunk", session_chunk, METH_VARARGS, "chunk(row, n) -> how many of its next n tokens may be fed at once."},
-    {"row_bytes", session_row_bytes, METH_VARARGS, "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
+    {"row_bytes", session_row_bytes, METH_VARARGS,
+     "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
     {"forward", KEYWORDS(session_forward),
-     "forward(spans, tokens, logits=None, every=False, layers=None, states=None) -> list of (index of a steered token, its α).\n"
-     "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be filled if every, else "
+     "forward(spans, tokens, logits=None, every=False, layers=None, states=None) -> list of (index of a steered token, "
+     "its α).\n"
+     "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be "
+     "filled if every, else "
      "[n, vocab],\n"
-     "those of each span's last token; states float32 [n_layers, n_tokens, hidden]: those entering the blocks `layers`, or after the final "
+     "those of each span's last token; states float32 [n_layers, n_tokens, hidden]: those entering the blocks "
+     "`layers`, or after the final "
      "norm."},
     {"sample", session_sample, METH_VARARGS,
      "sample(logits [n, vocab], sequences [n, 3], seed, temperature, top_k, top_p, min_p) -> tokens [n] int32."},
@@ -401,19 +410,20 @@ static PyMethodDef session_methods[] = {
     {"state", session_state, METH_O, "state(row) -> dict of its counts."},
     {"positions", session_positions, METH_VARARGS, "positions(row, layer, head) -> int32 [n_slots]."},
     {"sentences", session_sentences, METH_VARARGS,
-     "sentences(row, vectors=False) -> (list of (first, last, closed, thought, lambda, repeats), vectors [n, hidden] or None)."},
-    {"trace", session_trace, METH_NOARGS, "trace() -> the records since the last call: (row, step, layer, head, n_before, kept, scores)."},
+     "sentences(row, vectors=False) -> (list of (first, last, closed, thought, lambda, repeats), vectors [n, hidden] "
+     "or None)."},
+    {"trace", session_trace, METH_NOARGS,
+     "trace() -> the records since the last call: (row, step, layer, head, n_before, kept, scores)."},
     {"ledger", session_ledger, METH_NOARGS, "ledger() -> dict of the session's bytes."},
     {0},
 };
-static PyType_Slot session_slots[] = {
-    {Py_tp_new, session_new},
-    {Py_tp_dealloc, session_dealloc},
-    {Py_tp_traverse, session_traverse},
-    {Py_tp_clear, session_clear},
-    {Py_tp_methods, session_methods},
-    {Py_tp_doc,
-     "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, threads=1, method=None, vocabulary=None, trace=0): rows in flight."},
-    {0}};
+static PyType_Slot session_slots[] = {{Py_tp_new, session_new},
+                                      {Py_tp_dealloc, session_dealloc},
+                                      {Py_tp_traverse, session_traverse},
+                                      {Py_tp_clear, session_clear},
+                                      {Py_tp_methods, session_methods},
+                                      {Py_tp_doc, "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, "
+                                                  "threads=1, method=None, vocabulary=None, trace=0): rows in flight."},
+                                      {0}};
 PyType_Spec py_session_spec = {"skipkv._skipkv.Session", sizeof(py_session), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC, session_slots};

@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipkv.compare import Fidelity
-from skipkv.demo import Outcome, Run
 from skipkv.errors import ConfigError
-from skipkv.methods import Method, parse_method
+from skipkv.eval.results import Fidelity, Outcome, Run
 from skipkv.viz.page import asset
 
 if TYPE_CHECKING:
@@ -114,7 +112,7 @@ def curve(
     Parameters
     ----------
     results : sequence of Outcome, of Run, or of Fidelity
-        As `skipkv.demo.evaluate`, `skipkv.demo.demo` and `skipkv.compare.compare` give them. A run without a budget
+        As `evaluate`, `demo` and `compare` of `skipkv.eval` give them. A run without a budget
         (``full``) is drawn as a level line with its interval as a band.
     y : str, optional
         For outcomes and runs accuracy (default), length, peak_bytes or flagged; for fidelities kl (default), nll,
@@ -128,8 +126,8 @@ def curve(
     ConfigError
         There is nothing to draw, results are of different kinds, or a name is unknown.
     """
-    results = list(results)
-    kinds = {Outcome if isinstance(r, Run) else type(r) for r in results}
+    results = [r.outcome if isinstance(r, Run) else r for r in results]
+    kinds = {type(r) for r in results}
     axes = AXES.get(kinds.pop()) if len(kinds) == 1 else None
     if axes is None:
         found = ", ".join(dict.fromkeys(type(r).__name__ for r in results)) or "none"
@@ -147,24 +145,17 @@ def curve(
     return Picture(_draw(series, axes[y][0], x, title), title)
 
 
-def parts(result: Any) -> tuple[Method, str, Any]:
-    """A result's method, its steering (empty for none) and what holds its figures."""
-    if isinstance(result, Run):
-        return result.method, result.outcome.run.partition("+steer:")[2], result.outcome
-    method, _, steering = result.run.partition("+steer:")
-    return parse_method(method), steering, result
-
-
 def group(results: Sequence[Any], y: str, x: str) -> dict[Key, np.ndarray]:
     """Points [n, 4] of each series: x (NaN where there is no budget), y, low, high; those that are finite."""
     found: dict[Key, list[tuple[float, ...]]] = {}
-    for method, steering, r in map(parts, results):
+    for r in results:
+        method, steering = r.method, r.steering and f"layer={r.steering.layer},alpha={r.steering.alpha:g}"
         value = (r.accuracy, r.low, r.high) if y == "accuracy" else getattr(r, y)
         span = np.multiply(AXES[type(r)][y][1], value if isinstance(value, tuple) else (value,) * 3)
         where = np.mean(getattr(method, "budget", math.nan)) if x == "budget" else r.peak_bytes * 1e-6
         if np.isfinite(span).all():
             settings = tuple((f.name, getattr(method, f.name)) for f in fields(method) if f.name != "budget")
-            found.setdefault((method.name, settings, steering), []).append((where, *span))
+            found.setdefault((method.name, settings, steering or ""), []).append((where, *span))
     return {key: np.array(sorted(points)) for key, points in found.items()}
 
 

@@ -9,7 +9,6 @@ A slot that is gone does not come back, so one small number a position and head 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
@@ -17,19 +16,10 @@ from typing import Any
 import numpy as np
 
 from skipkv.errors import ConfigError
-from skipkv.methods import Method
 from skipkv.trace import SCORES, Compaction, Trace
 
 Head = tuple[int, int]  # layer, KV head
 HEADS = 1 << 14  # of all layers: far more than any model has
-
-
-def about(trace: Trace) -> tuple[str, bool]:
-    """The method's name; whether the run dropped nothing and the kept sets are what the method would have kept."""
-    method = trace.method
-    if isinstance(method, Method):
-        return method.name, not method.evict
-    return method.partition(":")[0], "evict=False" in re.split("[:,]", method)
 
 
 def check(trace: Trace) -> None:
@@ -147,7 +137,7 @@ def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
         fed = np.arange(len(t.tokens) + 1)
         full = -(-fed // slots) * len(heads)
         dropped = np.zeros((len(heads), len(fed)), np.int32)
-        for row, c, held in history(t, [] if about(t)[1] else heads):
+        for row, c, held in history(t, heads if t.method.evict else []):
             dropped[row, c.step] = len(held) - len(c.kept)
         held = fed - dropped.cumsum(axis=1, dtype=np.int32)
         before, after = (-(-slots_held // slots).sum(axis=0) for slots_held in (held + dropped, held))

@@ -10,10 +10,9 @@ import html
 import re
 from collections.abc import Sequence
 
-from skipkv.demo import Run
+from skipkv.eval.results import Run
 from skipkv.trace import Trace
 from skipkv.viz.curves import curve
-from skipkv.viz.encode import about
 from skipkv.viz.page import Page, asset, fill
 from skipkv.viz.views import kept
 
@@ -27,7 +26,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     Parameters
     ----------
     runs : sequence of Run
-        Of `skipkv.demo.demo`; the full cache first.
+        Of `skipkv.eval.demo`; the full cache first.
     problem : {"prompt", "answer"}
     number : int
         Which of the problems it is.
@@ -60,14 +59,14 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
 def _common(runs: Sequence[Run]) -> str:
     method = runs[-1].method
     shared = f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
-    steering = next((run.outcome.run.partition("+steer:")[2] for run in runs if run.steered), "")
-    return shared + (f"; steering: {steering}" if steering else "")
+    steering = next((run.outcome.steering for run in runs if run.steered), None)
+    return shared + (f"; steering: layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
 
 
 def _frame(trace: Trace, number: int) -> str:
     title, page = html.escape(f"{trace.method}, problem {number}"), html.escape(kept(trace).html)
     frame = f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
-    return f"<div><h3>{html.escape(about(trace)[0])}</h3>{frame}</div>"
+    return f"<div><h3>{html.escape(trace.method.name)}</h3>{frame}</div>"
 
 
 def _table(runs: Sequence[Run]) -> str:

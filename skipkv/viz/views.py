@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import product
 
+from skipkv.checks import integer
 from skipkv.errors import ConfigError
-from skipkv.model import integer
 from skipkv.trace import Trace
 from skipkv.viz import encode
 from skipkv.viz.page import Page, asset, fill, pack
@@ -131,11 +131,8 @@ def _describe(view: str, traces: Sequence[Trace], chosen: Chosen) -> tuple[dict,
         "view": view, "texts": one.texts, "n_prompt": one.n_prompt, "layers": chosen[0], "heads": chosen[1],
         "n_layers": one.n_layers, "n_kv_heads": one.n_kv_heads, "steps": steps,
         "traces": [
-            {"method": str(t.method), "model": str(t.settings.get("model", "")), "virtual": encode.about(t)[1],
-             "sentences": [
-                 [int(first), int(last), int(thought), round(float(similarity), 4), int(repeats)]
-                 for first, last, _, thought, similarity, repeats in t.sentences
-             ],
+            {"method": str(t.method), "model": str(t.settings.get("model", "")), "virtual": not t.method.evict,
+             "sentences": [[s.first, s.last, s.thought, round(s.similarity, 4), s.repeats] for s in t.sentences],
              "alphas": [[int(p), round(float(alpha), 4)] for p, alpha in sorted(t.alphas.items())],
              "steps": [int(s) for s in t.steps], "cache": size, "bytes": [[int(s), int(b)] for s, b in t.bytes]}
             for t, size in zip(traces, encode.sizes(traces), strict=True)

@@ -50,7 +50,7 @@ PAUSE = 0.05  # far above the milliseconds for which an OpenMP thread spins by d
 class Ours:
     def __init__(self, args: argparse.Namespace) -> None:
         import skipkv
-        from skipkv import bench
+        from skipkv.eval import speed as bench
         from skipkv.methods import Full
 
         self.bench, self.full, self.args = bench, Full(), args

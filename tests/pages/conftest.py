@@ -8,7 +8,7 @@ import pytest
 from traces import PROMPT, build
 
 import skipkv
-from skipkv.demo import demo, side_by_side
+from skipkv.eval import demo, side_by_side
 from skipkv.tiny import problems as tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,11 +61,6 @@ class Browser:
 
 
 @pytest.fixture(scope="session")
-def model():
-    return skipkv.load("tiny", progress=False)
-
-
-@pytest.fixture(scope="session")
 def trace(model):
     method = "skipkv:budget=48,interval=16,tau=0.88"
     return model.generate(PROMPT, method, trace="scores", max_new_tokens=200, progress=False)[0].trace
@@ -90,6 +85,6 @@ def told(model):
     problems = tiny.draw(3, level=tiny.Level(steps=(2, 3)))
     runs = list(demo(model, problems, (0.25, 0.5), progress=False))
     number, *traces = side_by_side(model, problems, runs)
-    steered = replace(runs[-1].outcome, run=runs[-1].outcome.run + "+steer:layer=3,alpha=1")
-    runs.append(replace(runs[-1], steered=True, outcome=steered))
+    steered = replace(runs[-1].outcome, steering=skipkv.Steering(np.ones(256), 3))
+    runs.append(replace(runs[-1], outcome=steered))
     return runs, problems, number, traces

@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from traces import LONG, RUNS, fidelity, outcome
+from traces import RUNS, fidelity, outcome
 
 import skipkv
 from skipkv import ConfigError, viz
+from skipkv.eval import Run
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -51,23 +52,22 @@ def test_a_curve_of_outcomes():
 
 def test_runs_of_the_demo_are_drawn_as_their_outcomes():
     methods = [skipkv.Full(), skipkv.RKV(64, interval=32), skipkv.RKV(128, interval=32)]
-    by_run = viz.curve([outcome(method, 3) for method in methods])
-    by_outcome = viz.curve([outcome(str(method), 3) for method in methods])
-    assert by_run._repr_svg_() == by_outcome._repr_svg_()
-    mixed = viz.curve([outcome(methods[1], 3), outcome(str(methods[2]), 5)])
-    assert list(drawn(mixed)) == ["rkv"]
+    outcomes = [outcome(method, 3) for method in methods]
+    runs = [Run(0.5, of, []) for of in outcomes]
+    assert viz.curve(runs)._repr_svg_() == viz.curve(outcomes)._repr_svg_()
+    assert list(drawn(viz.curve([runs[1], outcomes[2]]))) == ["rkv"]
 
 
 def test_names_say_what_differs():
     """One method with and without steering has one colour and marker, and another dash."""
-    runs = [outcome(f"rkv:budget=64{more}", 3) for more in ("", ",mix=0.07", "+steer:layer=2,alpha=1")]
+    runs = [outcome("rkv:budget=64", 3), outcome("rkv:budget=64,mix=0.07", 3), outcome("rkv:budget=64", 3, 2)]
     picture = viz.curve([*runs, outcome("snapkv:budget=64", 3), outcome(skipkv.Custom(len, budget=64), 3)])
     names = ["rkv (mix=0.1)", "rkv (mix=0.07)", "rkv (mix=0.1) + steering", "snapkv", "custom (score=len)"]
     assert list(drawn(picture)) == names
     plain, steered = (lines_of(picture)[name] for name in ("rkv (mix=0.1)", "rkv (mix=0.1) + steering"))
     assert plain.get_color() == steered.get_color() and plain.get_marker() == steered.get_marker()
     assert plain.get_linestyle() != steered.get_linestyle()
-    two = [outcome(LONG.format(64), 3), outcome("rkv:budget=64+steer:layer=3,alpha=2", 3)]
+    two = [RUNS[-1], outcome("rkv:budget=64", 3, 3, 2.0)]
     assert list(drawn(viz.curve(two))) == ["skipkv + steering (layer=2,alpha=1.25)", "rkv + steering (layer=3,alpha=2)"]
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from skipkv import Compaction, Trace
-from skipkv.compare import Fidelity
-from skipkv.demo import Outcome, Run
+from skipkv import Compaction, Steering, Trace, parse_method
+from skipkv.eval import Fidelity, Outcome
+from skipkv.trace import Sentence
 
 PROMPT = "<s><|user|> Dot = 9. Leo = Dot + plums. plums = 4.Find Leo.<|assistant|><think>\n"
 HOSTILE = [
@@ -42,21 +42,24 @@ def sentences_of(rng, texts):
     """A sentence up to every token that ends with a line break, of a random kind."""
     ends = [p for p, text in enumerate(texts) if text.endswith("\n")]
     starts = [0, *(p + 1 for p in ends)]
-    return [(a, b, b, int(rng.integers(2)), float(rng.random()), 0) for a, b in zip(starts, ends, strict=False)]
+    pairs = zip(starts, ends, strict=False)
+    return [Sentence(a, b, b, int(rng.integers(2)), float(rng.random()), 0) for a, b in pairs]
 
 
-def outcome(run, right, n=10, peak=1e6):
-    """An outcome of ``right`` of ``n``; with a method it is a run of the demo, which need not be named by a string."""
-    found = Outcome(str(run), right, n, right / n - 0.05, right / n + 0.04, 300.0, 0, peak, 0.5, 0, 10.0)
-    return found if isinstance(run, str) else Run(run, 0.5, False, found, [])
+def outcome(method, right, layer=None, alpha=1.0):
+    """An outcome of ``right`` of 10, steered if there is a layer."""
+    steering = None if layer is None else Steering(np.ones(8), layer, alpha=alpha)
+    share = right / 10
+    return Outcome(parse_method(method), steering, right, 10, share - 0.05, share + 0.04, 300.0, 0, 1e6, 0.5, 0, 10.0)
 
 
-def fidelity(run, kl):
-    return Fidelity(run, (1.0, 0.9, 1.1), (0.1, 0.0, 0.2), kl, (0.9, 0.8, 0.95), 10**6, 3, 100, 0.1)
+def fidelity(method, kl):
+    figures = (1.0, 0.9, 1.1), (0.1, 0.0, 0.2), kl, (0.9, 0.8, 0.95)
+    return Fidelity(parse_method(method), None, *figures, 10**6, 3, 100, 0.1)
 
 
-LONG = "skipkv:budget={},interval=32,tau=0.88,window=8,protect=sinks:4+steer:layer=2,alpha=1.25"
+LONG = "skipkv:budget={},interval=32,tau=0.88,window=8,protect=sinks:4"
 RUNS = [
     outcome("full", 9), *(outcome(f"rkv:budget={b},interval=32", r) for b, r in [(64, 2), (128, 5), (256, 8)]),
-    *(outcome(LONG.format(b), 7) for b in (64, 256)),
+    *(outcome(LONG.format(b), 7, 2, 1.25) for b in (64, 256)),
 ]  # fmt: skip

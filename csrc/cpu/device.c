@@ -1,0 +1,172 @@
+/* A CPU device: plain memory, OpenMP's threads, workspace, and the tables of ops and variants. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "cpu.h"
+
+static const skv_kernels *const variants[] = {
+#if defined(__x86_64__)
+    &skv_kernels_avx512, &skv_kernels_avx2,
+#endif
+    &skv_kernels_generic, NULL};
+
+static bool cpu_runs_here(const char *variant) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(variant, "avx2")) return avx2;
+    if (!strcmp(variant, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+    return !strcmp(variant, "generic");
+}
+
+extern const skv_backend skv_cpu;
+
+static skv_device *cpu_open(const char *variant, int n_threads, skv_error *error) {
+    const skv_kernels *const *kernels = variants;
+    while (strcmp((*kernels)->name, variant)) kernels++;
+    skv_heap heap = {0};
+    cpu_device *d = skv_alloc(&heap, 1, sizeof *d);
+    if (!d) {
+        skv_fail(error, SKV_CAPACITY, "out of memory for a device");
+        return NULL;
+    }
+    d->kernels = *kernels;
+    d->base = (skv_device){.backend = &skv_cpu, .variant = (*kernels)->name, .heap = heap, .n_threads = n_threads};
+    return &d->base;
+}
+
+static void cpu_close(skv_device *base) {
+    cpu_device *d = cpu_of(base);
+    float *const blocks[] = {d->cosine, d->sine, d->attending, d->partials, d->received, d->scoring, d->scores};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&base->heap, blocks[i]);
+    skv_heap heap = base->heap;
+    skv_free(&heap, d);
+}
+
+static void *cpu_alloc(skv_device *base, size_t count, size_t size) { return skv_alloc(&base->heap, count, size); }
+
+static void cpu_free(skv_device *base, void *block) { skv_free(&base->heap, block); }
+
+static void cpu_copy(skv_device *base, void *to, const void *from, size_t bytes) {
+    (void)base;
+    if (bytes) memcpy(to, from, bytes);
+}
+
+static skv_status cpu_sync(skv_device *base, skv_error *error) {
+    if (base->error.code) *error = base->error;
+    return base->error.code;
+}
+
+static skv_status cpu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
+    cpu_device *d = cpu_of(base);
+    const skv_config *c = work->config;
+    const size_t n_threads = (size_t)base->n_threads, half = (size_t)c->head_dim / 2;
+    const size_t pages = (work->head_slots + SKV_PAGE - 1) / SKV_PAGE, stride = (size_t)work->cache.stride;
+    const size_t tokens = work->n_tokens == d->work.n_tokens ? 0 : work->n_tokens;
+    const bool longer = work->head_slots > d->work.head_slots || work->due_slots > d->work.due_slots;
+    struct {
+        float **block;
+        size_t n;
+    } const parts[] = {
+        {&d->cosine, tokens * half},
+        {&d->sine, tokens * half},
+        {&d->attending, tokens ? n_threads * cpu_attention_floats(work) : 0},
+        {&d->partials, longer ? pages * (size_t)c->n_heads * (stride + 2) : 0},
+        {&d->received, longer && work->cache.sums ? n_threads * 2 * padded(work->head_slots) : 0},
+        {&d->scoring, longer && work->due_slots ? n_threads * cpu_scoring_floats(work) : 0},
+        {&d->scores, longer ? cpu_scores_floats(work) : 0},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (!parts[i].n) continue;
+        float *larger = skv_alloc(&base->heap, parts[i].n, sizeof *larger);
+        if (!larger) return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of workspace", 4 * parts[i].n);
+        skv_free(&base->heap, *parts[i].block);
+        *parts[i].block = larger;
+    }
+    d->work = *work;
+    return SKV_OK;
+}
+
+static void cpu_begin(skv_device *base, const skv_batch *batch) {
+    cpu_device *d = cpu_of(base);
+    const size_t half = (size_t)d->work.config->head_dim / 2;
+    d->batch = batch;
+    for (const skv_part *part = batch->parts; part < batch->parts + batch->n_parts; part++)
+        for (size_t t = 0; t < part->n; t++)
+            for (size_t c = 0; c < half; c++) {
+                const double angle = (double)(part->position + (int32_t)t) * (double)d->work.inv_freq[c];
+                d->cosine[(part->first + t) * half + c] = (float)cos(angle);
+                d->sine[(part->first + t) * half + c] = (float)sin(angle);
+            }
+}
+
+/* The best of a few passes with all threads. */
+static void cpu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
+    const skv_kernels *kernels = cpu_of(base)->kernels;
+    *bytes = *macs = 0;
+    memset(memory, 0, n * sizeof *memory); /* pages that were never touched are not read */
+    const size_t parts = (size_t)base->n_threads, share = n / parts;
+    volatile float sink = 0;
+    for (int pass = 0; pass < 6; pass++) {
+        float sum = 0;
+        double done = 0, begin = omp_get_wtime();
+#pragma omp parallel for num_threads(base->n_threads) reduction(+ : sum)
+        for (size_t part = 0; part < parts; part++) sum += kernels->stream(memory + part * share, share);
+        double rate = (double)(share * parts * sizeof *memory) / (omp_get_wtime() - begin);
+        if (rate > *bytes) *bytes = rate;
+        begin = omp_get_wtime();
+#pragma omp parallel for num_threads(base->n_threads) reduction(+ : done, sum)
+        for (size_t part = 0; part < parts; part++) done += kernels->peak(10000000, &sum);
+        rate = done / (omp_get_wtime() - begin);
+        if (rate > *macs) *macs = rate;
+        sink = sink + sum;
+    }
+}
+
+static const char *const variant_names[] = {
+#if defined(__x86_64__)
+    "avx512", "avx2",
+#endif
+    "generic", NULL};
+
+const skv_backend skv_cpu = {
+    .name = "cpu",
+    .variants = variant_names,
+    .runs_here = cpu_runs_here,
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .write = cpu_copy,
+    .read = cpu_copy,
+    .copy = cpu_copy,
+    .sync = cpu_sync,
+    .reserve = cpu_reserve,
+    .pack = cpu_pack,
+    .begin = cpu_begin,
+    .embed = cpu_embed,
+    .rmsnorm = cpu_rmsnorm,
+    .linear = cpu_linear,
+    .rope = cpu_rope,
+    .append = cpu_append,
+    .receive = cpu_receive,
+    .keep_queries = cpu_keep_queries,
+    .attention = cpu_attention,
+    .steer = cpu_steer,
+    .silu_mul = cpu_silu_mul,
+    .add = cpu_add,
+    .last = cpu_last,
+    .project = cpu_project,
+    .sum_sentences = cpu_sum_sentences,
+    .similarities = cpu_similarities,
+    .score = cpu_score,
+    .fetch = cpu_fetch,
+    .put_score = cpu_put_score,
+    .select = cpu_select,
+    .compact = cpu_compact,
+    .limits = cpu_limits,
+};

@@ -1,0 +1,86 @@
+/* Inner loops of the CPU backend, one table per variant. Everything here works on one thread and on plain memory; the
+ * files of cpu/ split the work. A result depends on its own inputs only, never on how much was computed beside it. */
+#ifndef SKV_KERNELS_H
+#define SKV_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../../backend.h"
+
+/* The part of an attention result that comes from some slots: out = acc / sum. */
+typedef struct skv_partial {
+    float max; /* largest logit */
+    float sum; /* Σ e^(logit − max) */
+} skv_partial;
+
+enum { SKV_COLUMNS = 16 }; /* keys of a panel of products */
+
+/* How a variant lays out and multiplies weights of one type. A matrix is panels of `panel` outputs, each [n_in] groups
+ * of their weights for one input; a last panel is filled up with zeros. A row without functions is no type of weights.
+ */
+typedef struct skv_weight_type {
+    size_t (*panel_bytes)(size_t n_in);
+
+    /* Panel p of w->data ← source [n_out, n_in] of any dtype. */
+    void (*pack)(const skv_matrix *w, size_t p, const void *source, skv_dtype type);
+
+    /* x [n_in] ← the weights of one output. */
+    void (*row)(const skv_matrix *w, size_t output, float *x);
+
+    /* y[t, o] = bias[o] + Σ_k x[t, k] W[o, k] for the outputs of panels first … end−1, each sum along k in order.
+     * x [n_tokens, n_in], y [n_tokens, n_out], bias [n_out] or NULL. */
+    void (*linear)(const skv_matrix *w, size_t first, size_t end, const float *x, size_t n_tokens, const float *bias,
+                   float *y);
+} skv_weight_type;
+
+typedef struct skv_kernels {
+    const char *name;
+    size_t panel; /* outputs */
+    skv_weight_type weights[SKV_N_DTYPES];
+
+    /* y = x / √(mean x² + eps) · w; all [n]. y may be x. */
+    void (*rmsnorm)(const float *x, const float *w, float eps, size_t n, float *y);
+
+    /* gate = gate / (1 + e^−gate) · up; both [n] */
+    void (*silu_mul)(float *gate, const float *up, size_t n);
+
+    /* x [n_heads, head_dim]: pairs (i, i + head_dim/2) turned by the angle with this cosine and sine [head_dim / 2] */
+    void (*rope)(float *x, size_t n_heads, size_t head_dim, const float *cosine, const float *sine);
+
+    /* out[i] = bf16[i] widened; n a multiple of 16 */
+    void (*widen)(const uint16_t *bf16, size_t n, float *out);
+
+    /* One query against the first n ≤ SKV_PAGE slots of a page: q [stride], keys and values [SKV_PAGE, stride], acc
+     * [stride], logits [SKV_PAGE] scratch. stride is a multiple of 16, zero beyond head_dim. Keys are read beyond n up
+     * to a whole vector, whatever they are. */
+    skv_partial (*attend)(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale,
+                          float *logits, float *acc);
+
+    /* (total, total_acc) ← both together; acc [stride] */
+    void (*merge)(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride);
+
+    /* out[r, j] = rows[r] · column j of a panel [dim, SKV_COLUMNS] */
+    void (*products)(const float *panel, const float *const *rows, size_t n, size_t dim, float *out);
+
+    /* out[j] = q · keys[j]; q [stride], keys [n, stride] */
+    void (*inner)(const float *q, const float *keys, size_t n, size_t stride, float *out);
+
+    /* unit = keys, each divided by its length + 1e−8; sum [stride] = Σ unit; keys, unit [n, stride] */
+    void (*normalise)(const float *keys, size_t n, size_t stride, float *unit, float *sum);
+
+    /* sum[j] += softmax(z)[j]; both [n] with room for 16 more; z becomes e^(z − max) */
+    void (*add_softmax)(float *z, size_t n, float *sum);
+
+    /* Benchmarks: a sum over n floats (read bandwidth), and n·lanes·… multiply-accumulates in registers; returns their
+     * number. */
+    float (*stream)(const float *x, size_t n);
+    double (*peak)(size_t n, float *sink);
+} skv_kernels;
+
+extern const skv_kernels skv_kernels_generic;
+#if defined(__x86_64__)
+extern const skv_kernels skv_kernels_avx2, skv_kernels_avx512;
+#endif
+
+#endif

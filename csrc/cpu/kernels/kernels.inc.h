@@ -1,0 +1,318 @@
+/* The kernels of one CPU variant, on the vectors of vec.h. The including file defines KERNELS, the name of its table,
+ * and VARIANT. */
+#include "kernels.h"
+#include "vec.h"
+
+enum { PANEL = 2 * VW };
+
+INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance between
+ * panels in bytes. */
+INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x,
+                 size_t ld_x, float *y, size_t ld_y, int resume) {
+    vf acc[MAX_TILE > 8 ? 2 * MAX_TILE : 16];
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int p = 0; p < 2 * P; p++) acc[t * 2 * P + p] =
+            resume ? v_load(y + (size_t)t * ld_y + (size_t)p * VW) : v_set(0);
+    }
+    for (size_t k = 0; k < n_k; k++) {
+        UNROLL for (int p = 0; p < P; p++) {
+            vf low, high;
+            if (wide) {
+                const float *row = (const float *)(const void *)(w + (size_t)p * stride) + k * PANEL;
+                low = v_load(row), high = v_load(row + VW);
+            } else {
+                const uint16_t *row = (const uint16_t *)(const void *)(w + (size_t)p * stride) + k * PANEL;
+                if (T > 1)
+                    __builtin_prefetch(row +
+                                       1024); /* a lone token reads fast enough for the CPU to see the stream itself */
+                v_widen_pairs(row, &low, &high);
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                const vf broadcast = v_set(x[(size_t)t * ld_x + k]);
+                acc[(t * P + p) * 2] = v_fma(broadcast, low, acc[(t * P + p) * 2]);
+                acc[(t * P + p) * 2 + 1] = v_fma(broadcast, high, acc[(t * P + p) * 2 + 1]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int p = 0; p < 2 * P; p++) v_store(y + (size_t)t * ld_y + (size_t)p * VW, acc[t * 2 * P + p]);
+    }
+}
+
+/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four to
+ * fill the multiply-add pipes. Every tile sums in the same order. */
+INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x,
+                    size_t ld_x, float *y, size_t ld_y, int resume) {
+    if (n == 1 && n_panels >= 4) {
+        tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
+        return 4;
+    }
+#define CASE(T)                                                                                                        \
+    case T:                                                                                                            \
+        if (T <= MAX_TILE) tile(T, 1, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);                                 \
+        break
+    switch (n) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+#if defined(SKV_AVX512)
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
+#endif
+    default:
+        break;
+    }
+#undef CASE
+    return 1;
+}
+
+/* A group of panels meets all tokens of a block before the next one, so weights are read from memory in order, once for
+ * each block of tokens. Blocks of inputs keep the group in the second-level cache and a tile's part of x in the first:
+ * a sum is stored and resumed between blocks, which changes no bit of it. The last panel of a matrix may be narrower:
+ * it is computed in a buffer of full width. */
+enum { GROUP = 4, BLOCK_K = 512, BLOCK_T = 96 };
+
+INLINE void linear(const int wide, const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens,
+                   const float *bias, float *y) {
+    const size_t n_in = (size_t)m->n_in, n_out = (size_t)m->n_out, size = wide ? 4 : 2, stride = n_in * PANEL * size;
+    const size_t block_k = n_tokens > MAX_TILE ? BLOCK_K : n_in;
+    float edge[BLOCK_T * PANEL];
+    for (size_t t0 = 0; t0 < n_tokens; t0 += BLOCK_T) {
+        const size_t n_t = least(n_tokens - t0, BLOCK_T);
+        for (size_t p0 = first, n_p; p0 < end; p0 += n_p) {
+            const size_t full = n_out / PANEL - p0; /* panels of full width from here on */
+            float *out = full ? y + t0 * n_out + p0 * PANEL : edge;
+            const size_t ld_y = full ? n_out : PANEL;
+            n_p = full ? least(least(full, end - p0), GROUP) : 1;
+            for (size_t k0 = 0; k0 < n_in; k0 += block_k)
+                for (size_t t = 0; t < n_t; t += MAX_TILE)
+                    for (size_t p = 0; p < n_p;) {
+                        const char *w = (const char *)m->data + (p0 + p) * stride + k0 * PANEL * size;
+                        const float *in = x + (t0 + t) * n_in + k0;
+                        const size_t n = least(n_t - t, MAX_TILE), n_k = least(n_in - k0, block_k);
+                        float *to = out + t * ld_y + p * PANEL;
+                        p += tiles(wide, n, n_p - p, w, stride, n_k, in, n_in, to, ld_y, k0 > 0);
+                    }
+            if (full) continue;
+            for (size_t t = 0; t < n_t; t++)
+                memcpy(y + (t0 + t) * n_out + p0 * PANEL, edge + t * PANEL, (n_out - p0 * PANEL) * sizeof *y);
+        }
+    }
+    if (!bias) return;
+    const size_t last = end * PANEL < n_out ? end * PANEL : n_out;
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t o = first * PANEL; o < last; o++) y[t * n_out + o] += bias[o];
+}
+
+/* f32 weights stand in order of output, bf16 as pairs (o, o + VW), which one shift and one mask widen. */
+INLINE size_t place(const int wide, size_t o) { return wide ? o : o < VW ? 2 * o : 2 * (o - VW) + 1; }
+
+INLINE void pack(const int wide, const skv_matrix *m, size_t p, const void *source, skv_dtype type) {
+    enum { BLOCK = 64 }; /* inputs at a time: both sides stay in the first-level cache */
+    const size_t n_in = (size_t)m->n_in, size = skv_dtypes[type].size;
+    float values[BLOCK];
+    uint16_t halves[BLOCK];
+    for (size_t k0 = 0; k0 < n_in; k0 += BLOCK)
+        for (size_t o = 0; o < least((size_t)m->n_out - p * PANEL, PANEL); o++) {
+            const size_t n = least(n_in - k0, BLOCK), to = (p * n_in + k0) * PANEL + place(wide, o);
+            const char *from = (const char *)source + ((p * PANEL + o) * n_in + k0) * size;
+            skv_dtypes[type].widen(from, n, values);
+            if (!wide) skv_dtypes[SKV_BF16].narrow(values, n, halves);
+            for (size_t k = 0; k < n; k++) {
+                if (wide)
+                    ((float *)m->data)[to + k * PANEL] = values[k];
+                else
+                    ((uint16_t *)m->data)[to + k * PANEL] = halves[k];
+            }
+        }
+}
+
+INLINE void row(const int wide, const skv_matrix *m, size_t output, float *x) {
+    const size_t n_in = (size_t)m->n_in, from = output / PANEL * PANEL * n_in + place(wide, output % PANEL);
+    for (size_t k = 0; k < n_in; k++) {
+        if (wide) {
+            x[k] = ((const float *)m->data)[from + k * PANEL];
+        } else {
+            const uint32_t bits = (uint32_t)((const uint16_t *)m->data)[from + k * PANEL] << 16;
+            memcpy(x + k, &bits, sizeof bits);
+        }
+    }
+}
+
+#define WEIGHT_TYPE(name, wide)                                                                                        \
+    static size_t panel_bytes_##name(size_t n_in) { return n_in * PANEL * (wide ? 4 : 2); }                            \
+    static void pack_##name(const skv_matrix *w, size_t p, const void *source, skv_dtype type) {                       \
+        pack(wide, w, p, source, type);                                                                                \
+    }                                                                                                                  \
+    static void row_##name(const skv_matrix *w, size_t output, float *x) { row(wide, w, output, x); }                  \
+    static void linear_##name(const skv_matrix *w, size_t first, size_t end, const float *x, size_t n_tokens,          \
+                              const float *bias, float *y) {                                                           \
+        linear(wide, w, first, end, x, n_tokens, bias, y);                                                             \
+    }
+WEIGHT_TYPE(f32, 1)
+WEIGHT_TYPE(bf16, 0)
+
+/* Loads n < VW values, zero beyond. */
+INLINE vf load_some(const float *p, size_t n) {
+    float lane[VW] = {0};
+    memcpy(lane, p, n * sizeof *p);
+    return v_load(lane);
+}
+
+static void rmsnorm(const float *x, const float *w, float eps, size_t n, float *y) {
+    vf squares = v_set(0);
+    size_t i = 0;
+    for (; i + VW <= n; i += VW) squares = v_fma(v_load(x + i), v_load(x + i), squares);
+    if (i < n) {
+        const vf rest = load_some(x + i, n - i);
+        squares = v_fma(rest, rest, squares);
+    }
+    const float scale = 1.0f / sqrtf(v_sum(squares) / (float)n + eps);
+    for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+}
+
+INLINE vf silu(vf x) { return v_div(x, v_add(v_set(1), v_exp(v_sub(v_set(0), x)))); }
+
+static void silu_mul(float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    for (; i + VW <= n; i += VW) v_store(gate + i, v_mul(silu(v_load(gate + i)), v_load(up + i)));
+    if (i < n) {
+        float lane[VW];
+        v_store(lane, v_mul(silu(load_some(gate + i, n - i)), load_some(up + i, n - i)));
+        memcpy(gate + i, lane, (n - i) * sizeof *gate);
+    }
+}
+
+static void rope(float *x, size_t n_heads, size_t head_dim, const float *cosine, const float *sine) {
+    const size_t half = head_dim / 2;
+    for (size_t h = 0; h < n_heads; h++, x += head_dim)
+        for (size_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + half] = b * cosine[i] + a * sine[i];
+        }
+}
+
+static void widen(const uint16_t *bf16, size_t n, float *out) {
+    for (size_t i = 0; i < n; i += VW) v_store(out + i, v_widen(bf16 + i));
+}
+
+/* logits[j] = q · keys[j] · scale for N keys: each is summed lane by lane, then over the lanes, alone or among others.
+ */
+INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float scale, float *logits) {
+    vf acc[16];
+    UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
+    for (size_t i = 0; i < stride; i += VW) {
+        const vf part = v_load(q + i);
+        UNROLL for (int j = 0; j < N; j++) acc[j] = v_fma(part, v_load(keys + (size_t)j * stride + i), acc[j]);
+    }
+    if (N == VW) {
+        v_store(logits, v_mul(v_sums(acc), v_set(scale)));
+    } else {
+        UNROLL for (int j = 0; j < N; j++) logits[j] = v_sum(acc[j]) * scale;
+    }
+}
+
+/* acc[i …] = Σ_j p[j] values[j, i …] over N vectors at a time, or one at the end of a stride that is no multiple of
+ * them */
+INLINE void weigh(const int N, const float *p, const float *values, size_t n, size_t stride, float *acc) {
+    vf sum[8];
+    UNROLL for (int c = 0; c < N; c++) sum[c] = v_set(0);
+    for (size_t j = 0; j < n; j++) {
+        const vf weight = v_set(p[j]);
+        UNROLL for (int c = 0; c < N; c++) sum[c] = v_fma(weight, v_load(values + j * stride + (size_t)c * VW), sum[c]);
+    }
+    UNROLL for (int c = 0; c < N; c++) v_store(acc + (size_t)c * VW, sum[c]);
+}
+
+static skv_partial attend(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale,
+                          float *logits, float *acc) {
+    enum { WIDE = VW == 8 ? 8 : 4 }; /* vectors whose sums fit the registers and fill the pipes */
+    vf most = v_set(-INFINITY), sum = v_set(0);
+    for (size_t j = 0; j < n; j += VW) {
+        dots(VW, q, keys + j * stride, stride, scale, logits + j);
+        for (size_t beyond = n; beyond < j + VW; beyond++)
+            logits[beyond] = logits[0]; /* what lies there counts for nothing */
+        most = v_max(most, v_load(logits + j));
+    }
+    const skv_partial part = {.max = v_most(most)};
+    for (size_t j = 0; j < n; j += VW) {
+        v_store(logits + j, v_exp(v_sub(v_load(logits + j), v_set(part.max))));
+        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = 0;
+        sum = v_add(sum, v_load(logits + j));
+    }
+    size_t i = 0;
+    for (; i + WIDE * VW <= stride; i += WIDE * VW) weigh(WIDE, logits, values + i, n, stride, acc + i);
+    for (; i < stride; i += VW) weigh(1, logits, values + i, n, stride, acc + i);
+    return (skv_partial){.max = part.max, .sum = v_sum(sum)};
+}
+
+static void merge(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride) {
+    if (total->sum == 0) { /* nothing yet */
+        *total = part;
+        memcpy(total_acc, acc, stride * sizeof *acc);
+        return;
+    }
+    const float max = total->max > part.max ? total->max : part.max;
+    float scales[2 * VW] = {total->max - max, part.max - max};
+    v_store(scales, v_exp(v_load(scales)));
+    total->max = max;
+    total->sum = total->sum * scales[0] + part.sum * scales[1];
+    for (size_t i = 0; i < stride; i += VW)
+        v_store(total_acc + i,
+                v_fma(v_load(acc + i), v_set(scales[1]), v_mul(v_load(total_acc + i), v_set(scales[0]))));
+}
+
+static float stream(const float *x, size_t n) {
+    vf acc[8];
+    UNROLL for (int c = 0; c < 8; c++) acc[c] = v_set(0);
+    for (size_t i = 0; i + 8 * VW <= n; i += 8 * VW) {
+        UNROLL for (int c = 0; c < 8; c++) acc[c] = v_add(acc[c], v_load(x + i + c * VW));
+    }
+    float sum = 0;
+    for (int c = 0; c < 8; c++) sum += v_sum(acc[c]);
+    return sum;
+}
+
+static double peak(size_t n, float *sink) {
+    vf acc[12];
+    UNROLL for (int c = 0; c < 12; c++) acc[c] = v_set((float)c);
+    const vf a = v_set(0.999f), b = v_set(1e-3f);
+    for (size_t i = 0; i < n; i++) {
+        UNROLL for (int c = 0; c < 12; c++) acc[c] = v_fma(acc[c], a, b);
+    }
+    for (int c = 0; c < 12; c++) *sink += v_sum(acc[c]);
+    return 12.0 * VW * (double)n;
+}
+
+#include "score.inc.h"
+
+#define STRING(x) #x
+#define NAME(x) STRING(x)
+const skv_kernels KERNELS = {
+    .name = NAME(VARIANT),
+    .panel = PANEL,
+    .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32},
+                [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16}},
+    .rmsnorm = rmsnorm,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .widen = widen,
+    .attend = attend,
+    .merge = merge,
+    .products = products,
+    .inner = inner,
+    .normalise = normalise,
+    .add_softmax = add_softmax,
+    .stream = stream,
+    .peak = peak,
+};

@@ -1,0 +1,183 @@
+/* A vector of VW floats with the same few operations in every CPU variant, so that each kernel is written once
+ * (kernels.inc.h). The including file selects the variant with SKV_AVX512, SKV_AVX2 or neither (plain C). Fused
+ * multiply-add where the CPU has it; plain C multiplies and adds, so results agree bit for bit within one variant, not
+ * between variants. */
+#ifndef SKV_VEC_H
+#define SKV_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Full unrolling keeps arrays of vectors in registers. */
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if defined(SKV_AVX512)
+#include <immintrin.h>
+enum { VW = 16, MAX_TILE = 12 };
+typedef __m512 vf;
+INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf v_set(float a) { return _mm512_set1_ps(a); }
+INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf v_exp2i(vf n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+/* 2·VW bf16 values stored as pairs (i, i + VW) → lanes 0 … VW−1 and VW … 2·VW−1 */
+INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
+    const __m512i both = _mm512_loadu_si512(p);
+    *low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+INLINE vf v_widen(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
+    if (half == 8)
+        *first = _mm512_shuffle_f32x4(a, b, 0x44), *second = _mm512_shuffle_f32x4(a, b, 0xee);
+    else if (half == 4)
+        *first = _mm512_shuffle_f32x4(a, b, 0x88), *second = _mm512_shuffle_f32x4(a, b, 0xdd);
+    else if (half == 2)
+        *first = _mm512_shuffle_ps(a, b, 0x44), *second = _mm512_shuffle_ps(a, b, 0xee);
+    else
+        *first = _mm512_shuffle_ps(a, b, 0x88), *second = _mm512_shuffle_ps(a, b, 0xdd);
+}
+INLINE float v_first(vf a) { return _mm512_cvtss_f32(a); }
+
+#elif defined(SKV_AVX2)
+#include <immintrin.h>
+enum { VW = 8, MAX_TILE = 6 };
+typedef __m256 vf;
+INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void v_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf v_set(float a) { return _mm256_set1_ps(a); }
+INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf v_exp2i(vf n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
+    const __m256i both = _mm256_loadu_si256((const __m256i *)p);
+    *low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *high = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+}
+INLINE vf v_widen(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
+    if (half == 4)
+        *first = _mm256_permute2f128_ps(a, b, 0x20), *second = _mm256_permute2f128_ps(a, b, 0x31);
+    else if (half == 2)
+        *first = _mm256_shuffle_ps(a, b, 0x44), *second = _mm256_shuffle_ps(a, b, 0xee);
+    else
+        *first = _mm256_shuffle_ps(a, b, 0x88), *second = _mm256_shuffle_ps(a, b, 0xdd);
+}
+INLINE float v_first(vf a) { return _mm256_cvtss_f32(a); }
+
+#else
+/* The vectors of gcc and clang: 128 bits is what every 64-bit processor has. */
+enum { VW = 4, MAX_TILE = 4 };
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint32_t vu __attribute__((vector_size(16)));
+INLINE vf v_load(const float *p) {
+    vf a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+INLINE void v_store(float *p, vf a) { memcpy(p, &a, sizeof a); }
+INLINE vf v_set(float a) { return (vf){a, a, a, a}; }
+INLINE vf v_add(vf a, vf b) { return a + b; }
+INLINE vf v_sub(vf a, vf b) { return a - b; }
+INLINE vf v_mul(vf a, vf b) { return a * b; }
+INLINE vf v_div(vf a, vf b) { return a / b; }
+INLINE vf v_pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf v_max(vf a, vf b) { return v_pick(a > b, a, b); }
+INLINE vf v_min(vf a, vf b) { return v_pick(a < b, a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+INLINE vf v_round(vf a) { return a + 0x1.8p23f - 0x1.8p23f; } /* to nearest even, below 2^22 */
+INLINE vf v_exp2i(vf n) { return (vf)((__builtin_convertvector(n, vi) + 127) << 23); }
+INLINE vf v_widen(const uint16_t *p) { return (vf)((vu){p[0], p[1], p[2], p[3]} << 16); }
+INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
+    vu both;
+    memcpy(&both, p, sizeof both);
+    *low = (vf)(both << 16);
+    *high = (vf)(both & 0xffff0000u);
+}
+INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
+    if (half == 2)
+        *first = (vf){a[0], a[1], b[0], b[1]}, *second = (vf){a[2], a[3], b[2], b[3]};
+    else
+        *first = (vf){a[0], a[2], b[0], b[2]}, *second = (vf){a[1], a[3], b[1], b[3]};
+}
+INLINE float v_first(vf a) { return a[0]; }
+#endif
+
+/* v_halves(half, a, b) sorts the lanes of two vectors that hold sums still to be added over 2·half lanes: lane i of
+ * each such group goes to `first`, lane i + half, its partner, to `second`. */
+INLINE vf v_fold(const int half, vf a, vf b) {
+    vf first, second;
+    v_halves(half, a, b, &first, &second);
+    return v_add(first, second);
+}
+
+/* Sum of all lanes, always in the order of a halving tree: lane i + half is added to lane i. */
+INLINE float v_sum(vf a) {
+    if (VW > 8) a = v_fold(8, a, a);
+    if (VW > 4) a = v_fold(4, a, a);
+    a = v_fold(2, a, a);
+    return v_first(v_fold(1, a, a));
+}
+
+/* Lane j = v_sum(a[j]), bit for bit. Folding pairs leaves the sums in the order of the index below. */
+INLINE vf v_sums(const vf *a) {
+    vf s[VW];
+    UNROLL for (int j = 0; j < VW; j++) s[j % 4 * (VW / 4) + j / 4] = a[j];
+    if (VW > 8) UNROLL for (int j = 0; j < 8; j++) s[j] = v_fold(8, s[2 * j], s[2 * j + 1]);
+    if (VW > 4) UNROLL for (int j = 0; j < 4; j++) s[j] = v_fold(4, s[2 * j], s[2 * j + 1]);
+    UNROLL for (int j = 0; j < 2; j++) s[j] = v_fold(2, s[2 * j], s[2 * j + 1]);
+    return v_fold(1, s[0], s[1]);
+}
+
+/* Largest lane. */
+INLINE float v_most(vf a) {
+    vf b;
+    for (int half = VW / 2; half; half /= 2) {
+        v_halves(half, a, a, &a, &b);
+        a = v_max(a, b);
+    }
+    return v_first(a);
+}
+
+/* e^x to about 1 ulp for x in [−87, 88], clamped outside: x = n·ln 2 + r, e^r by a polynomial of degree 6. */
+INLINE vf v_exp(vf x) {
+    x = v_min(v_max(x, v_set(-87.0f)), v_set(88.0f));
+    const vf n = v_round(v_mul(x, v_set(1.44269504088896341f)));
+    vf r = v_fma(n, v_set(-0.693359375f), x);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    vf p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
+    return v_mul(p, v_exp2i(n));
+}
+
+#endif

@@ -1,0 +1,21 @@
+/* Element types, one row each: of stored tensors, of packed weights, of keys and values. */
+#ifndef SKV_DTYPES_H
+#define SKV_DTYPES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_N_DTYPES } skv_dtype;
+
+typedef struct skv_dtype_info {
+    const char *name;
+    size_t size;                                           /* bytes of one value */
+    bool of_weights, of_cache;                             /* whether matrices, keys and values may have it */
+    void (*widen)(const void *from, size_t n, float *to);  /* exact */
+    void (*narrow)(const float *from, size_t n, void *to); /* to nearest even; NULL where nothing is stored so */
+} skv_dtype_info;
+
+extern const skv_dtype_info skv_dtypes[SKV_N_DTYPES];
+
+#endif

@@ -1,0 +1,66 @@
+"""skipkv bench"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from tqdm import tqdm
+
+from skipkv.checks import CONSTANTS
+from skipkv.commands.options import METHOD_HELP, add_common, add_types
+from skipkv.errors import ConfigError
+from skipkv.eval import speed
+from skipkv.methods import parse_method
+from skipkv.model import load
+
+HELP = "Measure this machine's limits and the engine against them."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="a directory, a hub id, or tiny")
+    parser.add_argument("--random-weights", metavar="SHAPE", help=f"no file: {', '.join(speed.SHAPES)}")
+    parser.add_argument("--rows", default="1,8", help="rows that decode together, comma-separated")
+    parser.add_argument("--contexts", default="128,1024", help="tokens already in the cache")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps a measurement")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--method", default="full", help=METHOD_HELP)
+    add_types(parser, CONSTANTS["weight_dtypes"], "bf16")
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if bool(args.model) == bool(args.random_weights):
+        raise ConfigError("bench: expected a model or --random-weights SHAPE, one of them")
+    method = parse_method(args.method)
+    try:
+        rows, contexts = ([int(x) for x in text.split(",")] for text in (args.rows, args.contexts))
+    except ValueError:
+        found = f"rows is {args.rows!r}, contexts {args.contexts!r}"
+        raise ConfigError(f"{found}; allowed: integers separated by commas") from None
+    if min(*rows, *contexts, args.steps, args.repeats, args.prefill) < 1:
+        raise ConfigError("rows, contexts, steps, repeats and prefill: allowed: integers from 1")
+    if args.random_weights:
+        model = speed.random_model(args.random_weights, args.dtype, args.threads)
+    else:
+        model = load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+    limits = speed.machine_limits(model)
+    head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
+            "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
+    table = speed.table()
+    if not args.json:
+        print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads, "
+              f"{method}")  # fmt: skip
+        print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s\n\n{table.head}", flush=True)
+    results = []
+    for result in speed.measure(
+        model, method, cache=args.cache, rows=rows, contexts=contexts, prefill_tokens=args.prefill, steps=args.steps,
+        repeats=args.repeats, limits=limits, progress=not args.quiet,
+    ):  # fmt: skip
+        results.append(result)
+        if not args.json:
+            tqdm.write(table.line(speed.cells(result)))
+    if args.json:
+        print(json.dumps(head | {"results": results}))
+    return 0

@@ -1,0 +1,41 @@
+"""skipkv compare"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from skipkv.commands.options import add_model, load_model
+from skipkv.errors import ConfigError
+from skipkv.eval.fidelity import compare, plot, table
+from skipkv.load.texts import read_texts
+from skipkv.steering import parse_run
+
+HELP = "Replay recorded texts under several methods against the full cache; no sampling."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("texts", help="JSON lines: texts, or objects with a text, or with prompt and output")
+    parser.add_argument("--methods", required=True, help='separated by ";", e.g. "full;rkv:budget=256"')
+    parser.add_argument("--tokens", type=int, help="only the first tokens of each text")
+    parser.add_argument("--limit", type=int, help="only the first texts")
+    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples for the intervals")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", metavar="FILE.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    runs = [parse_run(text.strip()) for text in args.methods.split(";") if text.strip()]
+    if not runs:
+        raise ConfigError(f'methods is {args.methods!r}; allowed: methods separated by ";"')
+    model = load_model(args)
+    texts, prompts = read_texts(args.texts, model.tokenizer, model.config.context, args.tokens, args.limit)
+    results = compare(
+        model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed,
+        progress=not args.quiet,
+    )  # fmt: skip
+    print(json.dumps([f.as_dict() for f in results]) if args.json else table(results))
+    if args.plot:
+        plot(results, args.plot)
+    return 0

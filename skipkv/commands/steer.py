@@ -1,0 +1,128 @@
+"""skipkv steer extract | show | import"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from skipkv.checks import integer
+from skipkv.commands.options import add_common, add_numbers, integers
+from skipkv.errors import ConfigError
+from skipkv.load.texts import json_lines, read_texts
+from skipkv.model import Model, load
+from skipkv.steering import load_vectors
+from skipkv.vectors import extract, import_released
+
+HELP = "Make, show and import steering vectors."
+NUMBERS = ("max_new_tokens", "temperature", "seed", "rows")
+TEMPLATE = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", required=True)
+
+    def command(name: str, action: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(action=action)
+        return sub
+
+    e = command(
+        "extract", _extract, "Make steering vectors from problems (which are run) or recorded traces (which are read)."
+    )
+    e.add_argument("model", help="a directory, a hub id, or tiny")
+    add_common(e, json=False)
+    source = e.add_mutually_exclusive_group(required=True)
+    source.add_argument("--problems", metavar="FILE",
+                        help="JSON lines with a prompt, or a problem for the chat template")  # fmt: skip
+    source.add_argument("--traces", metavar="FILE",
+                        help="JSON lines: texts, or objects with a text, or with prompt and output")  # fmt: skip
+    e.add_argument("--layers", default="all", help="comma-separated; all by default")
+    e.add_argument("-o", "--out", required=True, metavar="FILE.safetensors")
+    e.add_argument("--limit", type=int, help="only the first problems or traces")
+    e.add_argument("--tokens", type=int, help="only the first tokens of each trace")
+    e.add_argument("--template", default=TEMPLATE, help="{} is the problem")
+    add_numbers(e, **dict.fromkeys(NUMBERS, ""))
+    s = command("show", _show, "Print counts, norms, cosines and examples of a file of vectors.")
+    s.add_argument("file", help="of steer extract or steer import; or tiny, the vector in the box")
+    s.add_argument("--json", action="store_true")
+    i = command("import", _import, "Convert a released .pt vector, without running code of it; its sign is turned.")
+    i.add_argument("file")
+    i.add_argument("--layer", type=int, required=True)
+    i.add_argument("--keep-sign", action="store_true", help="it is execution − re-checking already")
+    i.add_argument("-o", "--out", required=True, metavar="FILE.safetensors")
+
+
+def run(args: argparse.Namespace) -> int:
+    return args.action(args)
+
+
+def _extract(args: argparse.Namespace) -> int:
+    model = load(args.model, threads=args.threads, progress=not args.quiet)
+    n = model.config.n_layers
+    layers = range(n) if args.layers == "all" else integers("layers", args.layers, ", or all")
+    for layer in layers:
+        integer("layer", layer, 0, n - 1)
+    found = extract(model, _calibration(model, args), layers, progress=not args.quiet)
+    found.save(args.out, model.name)
+    if not args.quiet:
+        print(f"{args.out}: " + ", ".join(f"{n} {name}" for name, n in found.counts.items()), file=sys.stderr)
+    return 0
+
+
+def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int], int]]:
+    if args.traces:
+        found = read_texts(args.traces, model.tokenizer, model.config.context, args.tokens, args.limit)
+        return list(zip(*found, strict=True))
+    prompts: list[Any] = []
+    if args.limit is not None:
+        integer("limit", args.limit, 1, None)
+    for number, value in islice(json_lines(args.problems), args.limit):
+        try:
+            text = value.get("prompt")
+            prompts.append(text if text else [{"role": "user", "content": args.template.format(value["problem"])}])
+        except (KeyError, TypeError, AttributeError):
+            expected = "an object with a prompt or a problem"
+            raise ConfigError(f"{args.problems}: line {number}: expected {expected}") from None
+    numbers = {name: getattr(args, name) for name in NUMBERS}
+    outs = model.generate(prompts, progress=not args.quiet, **numbers)
+    return [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in outs]
+
+
+def _show(args: argparse.Namespace) -> int:
+    vectors, metadata = load_vectors(args.file)
+    layers = sorted(vectors)
+    unit = {layer: vectors[layer] / max(float(np.linalg.norm(vectors[layer])), 1e-30) for layer in layers}
+    cosines = [[float(unit[a] @ unit[b]) for b in layers] for a in layers]
+    known = {k: json.loads(v) for k, v in metadata.items() if k in ("counts", "norms", "examples")}
+    if args.json:
+        norms = {layer: float(np.linalg.norm(vectors[layer])) for layer in layers}
+        found = {"layers": layers, "hidden": len(vectors[layers[0]]), "vector_norms": norms, "cosines": cosines}
+        print(json.dumps(found | metadata | known))
+        return 0
+    origin = metadata.get("model", metadata.get("source", "of unknown origin"))
+    print(f"{args.file}: {origin}, hidden {len(vectors[layers[0]])}")
+    if "counts" in known:
+        print("steps: " + ", ".join(f"{n} {name}" for name, n in known["counts"].items()))
+    for layer in layers:
+        norms = known.get("norms", {}).get(str(layer))
+        more = f", mean states {norms[1]:.3g} (execution) and {norms[2]:.3g} (re-checking)" if norms else ""
+        print(f"layer {layer}: norm {np.linalg.norm(vectors[layer]):.4g}{more}")
+    if len(layers) > 1:
+        print("cosine between layers\n" + " " * 6 + "".join(f"{layer:7d}" for layer in layers))
+        for layer, row in zip(layers, cosines, strict=True):
+            print(f"{layer:6d}" + "".join(f"{c:7.2f}" for c in row))
+    for name, texts in known.get("examples", {}).items():
+        for text in texts:
+            print(f"{name}: {' '.join(text.split())}")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    vector = import_released(args.file, args.layer, args.out, negate=not args.keep_sign)
+    print(f"{args.out}: layer {args.layer}, hidden {len(vector)}, norm {np.linalg.norm(vector):.4g}", file=sys.stderr)
+    return 0

@@ -1,0 +1,269 @@
+"""A checkpoint in memory as runs use it: core, configuration, tokenizer, threads; sessions, and what is told of a row.
+
+ids → session → forward, chunk by chunk → Row: tokens fed, α, compactions, bytes → Recorder → Stats, Trace
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from skipkv import _skipkv, sentences
+from skipkv.checks import CONSTANTS, integer, one_of
+from skipkv.errors import BackendError, ConfigError
+from skipkv.load.config import ModelConfig
+from skipkv.load.tokenizer import Tokenizer
+from skipkv.methods import SUMS, Method, parse_method
+from skipkv.results import Stats
+from skipkv.steering import Steering
+from skipkv.trace import Compaction, Sentence, Trace
+
+Prompt = str | Sequence[int] | Sequence[dict]
+PAGE = CONSTANTS["page"]  # slots
+FORWARD_TOKENS = 512  # of one forward: long prompts are fed in chunks beside the rows that decode
+DEFAULT_THREADS = 64  # at most, unless more are asked for
+MEMORY_MAX = 1 << 62  # bytes
+
+
+def cpu_count() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_threads(threads: int | None) -> int:
+    """Threads that compute; all processors of this process by default."""
+    if threads is None:
+        return _may_thread(min(cpu_count(), DEFAULT_THREADS))
+    return _may_thread(integer("threads", threads, 1, CONSTANTS["max_threads"]))
+
+
+_team = {"used": False, "lost": False}  # whether OpenMP's threads have computed here; whether a fork left them behind
+os.register_at_fork(after_in_child=lambda: _team.update(lost=_team["used"]))
+
+
+def _may_thread(threads: int) -> int:
+    if threads > 1 and _team["lost"]:
+        raise BackendError("this process was forked after skipkv had computed; allowed: threads=1, or to spawn it")
+    _team["used"] |= threads > 1
+    return threads
+
+
+def check_cache(cache: Any) -> str:
+    return one_of("cache", cache, sorted(CONSTANTS["cache_dtypes"]))
+
+
+def trace_level(trace: Any) -> int:
+    """What the core records: False nothing, True kept sets, "scores" those of every candidate, too."""
+    one_of("trace", trace, (False, True, "scores"))
+    return CONSTANTS["trace"][trace if isinstance(trace, str) else "kept" if trace else "none"]
+
+
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    some = isinstance(value, (list, tuple)) and bool(value)
+    return some and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
+
+
+def _is_ids(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
+    return _is_list_of(value, int, np.integer)
+
+
+class Engine:
+    """What a model is made of; `skipkv.Model` adds what it can do and says what the attributes are."""
+
+    def __init__(
+        self, core: _skipkv.Model, config: ModelConfig, tokenizer: Tokenizer | None, name: str,
+        generation: dict[str, Any], threads: int,
+    ) -> None:  # fmt: skip
+        self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
+        self.generation, self._n_threads = generation, threads
+        self._vocabularies: dict[bool, tuple | None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute.
+
+        Raises
+        ------
+        BackendError
+            This process was forked from one whose threads had computed: they are not here, and waiting for them would
+            never end.
+        """
+        return _may_thread(self._n_threads)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the weights."""
+        return self._core.dtype
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """eos_token_id of generation_config.json; without it, the tokenizer's."""
+        eos = self.generation.get("eos_token_id")
+        if eos is None:
+            eos = self.tokenizer.eos_id if self.tokenizer else None
+        return frozenset([eos] if isinstance(eos, int) else eos or [])
+
+    @property
+    def end_of_thinking(self) -> list[int]:
+        """Ids that write ``</think>``."""
+        return self.tokenizer.encode("</think>", add_special_tokens=False) if self.tokenizer else []
+
+    def _vocabulary_for(self, method: Method) -> tuple | None:
+        """Delimiters, markers and think markers, those of the released code under compat="official"."""
+        official = method.compat == "official"
+        if official not in self._vocabularies:
+            kind = "official" if official else "auto"
+            tokenizer, vocab = self.tokenizer, self.config.vocab
+            self._vocabularies[official] = sentences.vocabulary(tokenizer, vocab, kind, kind) if tokenizer else None
+        return self._vocabularies[official]
+
+    @property
+    def vocabulary(self) -> tuple:
+        """See `skipkv.sentences.vocabulary`."""
+        found = self._vocabulary_for(parse_method(None))
+        if found is None:
+            raise ConfigError(f"{self.name} has no tokenizer")
+        return found
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt: a text, ids, or chat messages (the checkpoint's own template).
+
+        Raises
+        ------
+        ConfigError
+            It is none of these.
+        """
+        if _is_ids(prompt):
+            return [int(t) for t in prompt]
+        if not _is_prompt(prompt):
+            raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
+        if self.tokenizer is None:
+            raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(list(prompt))
+
+    def encode_all(self, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
+        """Ids of one prompt or of many."""
+        if _is_prompt(prompts):
+            return [self.encode(prompts)]
+        if isinstance(prompts, (dict, bytes)) or not isinstance(prompts, Iterable):
+            raise ConfigError(f"prompts is {prompts!r:.80}; allowed: a text, token ids, messages, or many of them")
+        return [self.encode(prompt) for prompt in prompts]
+
+    def check_ids(self, what: str, ids: Iterable[int]) -> None:
+        """Refuse tokens that the model does not have."""
+        wrong = [t for t in ids if not 0 <= t < self.config.vocab]
+        if wrong:
+            raise ConfigError(f"{what} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
+
+    def check_steering(self, steering: Steering) -> None:
+        """Refuse what does not fit the model."""
+        if len(steering.vector) != self.config.hidden:
+            raise ConfigError(f"steering vector: expected shape [{self.config.hidden}], found [{len(steering.vector)}]")
+        if steering.layer >= self.config.n_layers:
+            raise ConfigError(f"steering layer is {steering.layer}; allowed: 0 to {self.config.n_layers - 1}")
+
+    def _session(
+        self, method: Method, cache: str, *, rows: int = 1, tokens: int = FORWARD_TOKENS, trace: int = 0,
+        memory_limit: int | None = None,
+    ) -> _skipkv.Session:  # fmt: skip
+        """A session whose forwards take up to ``tokens`` tokens of ``rows`` rows."""
+        shape = (self.config.n_layers, self.config.n_kv_heads)
+        return _skipkv.Session(
+            self._core, rows=rows, tokens=tokens, cache=check_cache(cache), threads=self.threads, trace=trace,
+            memory_limit=memory_limit or MEMORY_MAX, method=method.as_dict(shape),
+            vocabulary=self._vocabulary_for(method),
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Row:
+    """One row of a session and what its forwards did; alphas, compactions and bytes as in `Trace`."""
+
+    number: int  # of the session
+    n_prompt: int  # tokens
+    steering: Steering | None
+    fed: int = 0  # tokens so far
+    braked: int = 0  # token count at which the loop brake first stepped in; 0: never
+    begun: float = field(default_factory=time.perf_counter)
+    alphas: dict[int, float] = field(default_factory=dict)
+    compactions: list[Compaction] = field(default_factory=list)
+    bytes: list[tuple[int, int]] = field(default_factory=list)
+
+
+def chunks(session: _skipkv.Session, row: Row, ids: np.ndarray, limit: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The largest parts in which ids may be fed to a row: where each lies, and its spans; each forward before the next.
+
+    A part ends where a compaction is due, so that the row passes the states of decoding.
+    """
+    first = 0
+    while first < len(ids):
+        n = session.chunk(row.number, min(limit, len(ids) - first))
+        yield slice(first, first + n), np.array([[row.number, n]], np.int32)
+        first += n
+
+
+class Recorder:
+    """Keeps account of a session's rows: the one place where statistics and traces are made."""
+
+    def __init__(self, engine: Engine, session: _skipkv.Session, method: Method) -> None:
+        self.engine, self.session, self.method = engine, session, method
+        # Bytes of a page of one head. A full cache keeps no sums of attention: a float32 of every slot of a page.
+        self.page_bytes = session.ledger()["page_bytes"]
+        self.full_page_bytes = self.page_bytes - (4 * PAGE if method.needs & SUMS else 0)
+
+    def note(self, spans: Sequence[tuple[Row, int]], steered: Sequence[tuple[int, float]]) -> None:
+        """What a forward of these spans did to its rows."""
+        first = 0
+        for row, n in spans:
+            row.alphas |= {row.fed + i - first: alpha for i, alpha in steered if first <= i < first + n}
+            row.fed += n
+            first += n
+        by_number = {row.number: row for row, _ in spans}
+        for number, step, *rest in self.session.trace():
+            row = by_number[number]
+            if not row.bytes or row.bytes[-1][0] != step:
+                row.bytes.append((step, self.session.state(number)["live_bytes"]))
+            row.compactions.append(Compaction(step, *rest))
+
+    def stats(self, row: Row, n_tokens: int, full_length: float | None = None) -> Stats:
+        """Of a row of so many tokens, prompt included."""
+        state, ledger, config = self.session.state(row.number), self.session.ledger(), self.engine.config
+        n_heads = config.n_layers * config.n_kv_heads
+        counted = ("thinking_tokens", "answer_tokens", "live_bytes", "peak_bytes", "compactions", "evicted", "pairs",
+                   "sentences", "flagged", "thoughts", "steered")  # fmt: skip
+        return Stats(
+            prompt_tokens=row.n_prompt, new_tokens=n_tokens - row.n_prompt, seconds=time.perf_counter() - row.begun,
+            full_bytes=-(-row.fed // PAGE) * n_heads * self.full_page_bytes,
+            pool_bytes=ledger["pool_bytes"], pool_peak_bytes=ledger["peak_bytes"],
+            compression=state["slots"] / max(1, row.fed * n_heads),
+            compression_of_full=state["slots"] / (full_length * n_heads) if full_length else None,
+            braked=row.braked, **{name: state[name] for name in counted},
+        )  # fmt: skip
+
+    def trace(self, row: Row, ids: Sequence[int], **settings: Any) -> Trace:
+        """Of a row of these tokens; settings: what else it was made with."""
+        engine = self.engine
+        texts = engine.tokenizer.token_texts if engine.tokenizer else None
+        settings |= {
+            "model": engine.name, "steering": row.steering.describe() if row.steering else None, "page_slots": PAGE,
+            "page_bytes": self.page_bytes, "full_page_bytes": self.full_page_bytes,
+        }  # fmt: skip
+        return Trace(
+            [int(i) for i in ids], [texts[i] if texts else str(i) for i in ids], row.n_prompt, engine.config.n_layers,
+            engine.config.n_kv_heads, self.method, row.compactions,
+            [Sentence(*s) for s in self.session.sentences(row.number)[0]], row.alphas, row.bytes, settings,
+        )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Fidelity without sampling: recorded texts, replayed under every method, against the full cache.
+
+texts → replay(full) ─┐
+      → replay(method)┴→ per position: −log p of the recorded token, KL(full ‖ method), same best token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from skipkv.checks import integer
+from skipkv.errors import ConfigError
+from skipkv.eval.results import Fidelity
+from skipkv.eval.statistics import bootstrap
+from skipkv.eval.table import Table
+from skipkv.methods import Method
+from skipkv.model import Model, log_probability
+from skipkv.steering import Steering
+
+
+@dataclass
+class _Text:
+    """Sums over one text's counted positions."""
+
+    nll: float
+    delta_nll: float
+    kl: float
+    same: float
+    n: int
+    compacted: bool
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def compare(
+    model: Model,
+    texts: Sequence[Any],
+    runs: Sequence[tuple[Method, Steering | None]],
+    *,
+    prompts: Sequence[int] | None = None,
+    cache: str = "bf16",
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Fidelity]:
+    """Replay every text under every method.
+
+    Parameters
+    ----------
+    model : Model
+    texts : sequence of text or ids
+    runs : sequence of (Method, Steering or None)
+    prompts : sequence of int, optional
+        Tokens of each text that are its prompt; 1 by default.
+    cache : "bf16" or "f32"
+    resamples, seed : int
+        Of the bootstrap.
+    progress : bool
+
+    Returns
+    -------
+    list of Fidelity
+        In order of ``runs``. Positions before a text's first compaction are left out, and texts without one; for a run
+        that never compacted (``full``, or budgets beyond every text) all of them are counted.
+    """
+    integer("resamples", resamples, 1, 1_000_000)
+    integer("seed", seed, 0)
+    ids = [model.encode(text) for text in texts]
+    n_prompts = [1] * len(ids) if prompts is None else list(prompts)
+    if any(len(t) < 2 for t in ids):
+        raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
+    found: list[list[_Text]] = [[] for _ in runs]
+    peaks = [0] * len(runs)
+    sentences, flagged = [0] * len(runs), [0] * len(runs)
+    with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=None if progress else True) as bar:
+        for t, (tokens, n_prompt) in enumerate(zip(ids, n_prompts, strict=True)):
+            after = np.array(tokens[1:])
+            full = model.replay(tokens, n_prompt=n_prompt, logits=True, cache=cache)
+            bar.update()
+            reference = full.logits[:-1]
+            best = reference.argmax(1)
+            for r, (method, steering) in enumerate(runs):
+                run = model.replay(
+                    tokens, method, steering, n_prompt=n_prompt, sequence=(t, 0), logits=True, trace=method.compacts,
+                    cache=cache,
+                )  # fmt: skip
+                steps = run.trace.steps if run.trace else []
+                compacted = bool(steps) and steps[0] < len(tokens) - 1  # so that something came after it
+                first = steps[0] if compacted else 0
+                # The logits of position p are the first that a compaction after token p could change.
+                here, there = run.logits[first:-1], reference[first:]
+                kl = 0.0
+                for i in range(0, len(here), 128):
+                    p, q = _log_softmax(there[i : i + 128]), _log_softmax(here[i : i + 128])
+                    kl += float((np.exp(p) * (p - q)).sum(dtype=np.float64))
+                nll = -float(log_probability(here, after[first:]).sum())
+                delta = nll + float(log_probability(there, after[first:]).sum())
+                same = float((here.argmax(1) == best[first:]).sum())
+                found[r].append(_Text(nll, delta, kl, same, len(here), compacted or not method.compacts))
+                peaks[r] = max(peaks[r], run.stats.peak_bytes)
+                sentences[r] += run.stats.sentences
+                flagged[r] += run.stats.flagged
+                bar.update()
+    results = []
+    for r, (method, steering) in enumerate(runs):
+        compacted_texts = [t for t in found[r] if t.compacted]
+        counted = compacted_texts or found[r]
+        names = ("nll", "delta_nll", "kl", "same")
+        figures = [bootstrap([(getattr(t, f), t.n) for t in counted], resamples, seed) for f in names]
+        share = flagged[r] / max(1, sentences[r])
+        n = sum(t.n for t in counted)
+        results.append(Fidelity(method, steering, *figures, peaks[r], len(compacted_texts), n, share))
+    return results
+
+
+def table(results: Sequence[Fidelity]) -> Table:
+    """A row a result."""
+
+    def cell(figure: tuple[float, float, float], scale: float = 1.0, digits: int = 3) -> str:
+        mean, low, high = (scale * x for x in figure)
+        return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    columns = ("method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
+               "flagged %")  # fmt: skip
+    rows = [
+        (f.run if f.texts else f"{f.run} (never compacted)", cell(f.nll), cell(f.delta_nll, digits=4),
+         cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}", f.texts, f.positions,
+         f"{100 * f.flagged:.1f}")
+        for f in results
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def plot(results: Sequence[Fidelity], path: str) -> None:
+    """KL divergence of every method with its interval."""
+    from matplotlib.figure import Figure  # slow to import
+
+    shown = [f for f in results if np.isfinite(f.kl[0])]
+    figure = Figure(figsize=(7, 0.4 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    means = np.array([f.kl for f in shown]).reshape(-1, 3)
+    at = np.arange(len(shown))
+    axes.errorbar(means[:, 0], at, xerr=np.abs(means[:, 1:] - means[:, :1]).T, fmt="o", capsize=3)
+    axes.set_yticks(at, [f.run for f in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel("KL divergence from the full cache, nats a token (95 % over texts)")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,239 @@
+"""Opens a model directory as transformers saves it, and refuses with one clear sentence whatever is wrong in it.
+
+    path, hub id or "tiny" → directory → config.json         → ModelConfig → the tensors it calls for ┐
+                                       → safetensors headers → the tensors that are there             ┴→ Checkpoint
+
+Everything is checked here, at the border, before a weight is packed: the engine behind it only asserts.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from skipkv import _skipkv
+from skipkv.errors import CheckpointError
+from skipkv.load.config import ModelConfig
+from skipkv.load.files import read_object, reading, show, some
+from skipkv.load.safetensors import DTYPE_BYTES, Tensor, map_file
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
+# What a repository is asked for: not its second copy of the weights in another format.
+HUB_FILES = (CONFIG, GENERATION, INDEX, "model*.safetensors", "tokenizer.json", "tokenizer_config.json",
+             "chat_template.jinja")  # fmt: skip
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """The index's map from tensor to file name; without an index, the error that says what there is instead."""
+    path = directory / INDEX
+    if not path.exists():
+        with reading(directory):
+            files = [file for file in os.listdir(directory) if file.endswith((".safetensors", *FOREIGN_WEIGHTS))]
+        found = f"only {some(files)}" if files else "neither"
+        advice = " (convert to safetensors)" if files and not any(f.endswith(".safetensors") for f in files) else ""
+        raise CheckpointError(f"{directory}: expected {WEIGHTS} or {INDEX}, found {found}{advice}")
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: weight_map: expected an object, tensor to file name, found {show(weight_map)}")
+    for name, file in weight_map.items():
+        # A plain name cannot lead out of the directory, and a printable one cannot hide what it is.
+        plain = isinstance(file, str) and file.isprintable() and not set(file) & set("/\\:")
+        if not plain or not file.endswith(".safetensors"):
+            expected = "the name of a .safetensors file beside the index"
+            raise CheckpointError(f"{path}: tensor {show(name)}: expected {expected}, found {show(file)}")
+    return weight_map
+
+
+class Checkpoint:
+    """A checked model directory, its weights memory-mapped. A context manager; ``close`` gives the maps back.
+
+    Parameters
+    ----------
+    directory : path
+        Holds config.json and the weights; `open_checkpoint` also takes a hub id.
+    name : str, optional
+        How to call it; the directory's name by default.
+
+    Attributes
+    ----------
+    path : Path
+        The directory.
+    name : str
+    config : ModelConfig
+    generation : dict
+        generation_config.json as it is, ``{}`` without one.
+    tensors : Mapping[str, Tensor]
+        Exactly those that the model needs, in the order in which they lie in the files.
+    dtype : str
+        ``"bf16"`` if all matrices are stored so, otherwise ``"f32"``.
+    n_parameters, n_bytes : int
+        Elements and stored bytes of ``tensors``.
+
+    Raises
+    ------
+    CheckpointError
+        Anything is wrong with a file; the message names file, tensor or key, what was expected and what was found.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
+        self.path = Path(directory)
+        self.name = name if name is not None else os.path.basename(os.path.abspath(self.path))
+        self.config = ModelConfig.from_json(self.path / CONFIG)
+        generation = self.path / GENERATION
+        self.generation = read_object(generation) if generation.exists() else {}
+        self._maps: dict[Path, mmap.mmap] = {}
+        try:
+            found = self._map_files()
+            needed = {name: (shape, matrix) for name, shape, matrix in _skipkv.tensors(self.config.as_dict())}
+            self._compare(found, needed)
+        except BaseException:
+            self.close()
+            raise
+        self.tensors: Mapping[str, Tensor] = MappingProxyType({n: t for n, t in found.items() if n in needed})
+        matrices = {tensor.dtype for name, tensor in self.tensors.items() if needed[name][1]}
+        self.dtype = "bf16" if matrices == {"BF16"} else "f32"
+        self.n_parameters = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        self.n_bytes = sum(tensor.n_bytes for tensor in self.tensors.values())
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.name!r}: {self.config.family}, {self.n_parameters} parameters, {self.dtype}>"
+
+    def close(self) -> None:
+        """Give the maps back; one that a view still shows goes with its last view."""
+        for mapped in self._maps.values():
+            try:
+                mapped.close()
+            except BufferError:
+                pass
+        self._maps = {}
+
+    def view(self, name: str) -> np.ndarray:
+        """A tensor's bytes, read-only ``uint8 [n_bytes]``, aligned to its elements.
+
+        They are the map's own, not a copy, but where the file places the tensor at an odd address.
+        """
+        tensor = self.tensors[name]
+        view = self._bytes(tensor)
+        return view if tensor.offset % DTYPE_BYTES[tensor.dtype] == 0 else view.copy()
+
+    def release(self, name: str) -> None:
+        """Take a tensor's whole pages out of this process's memory; a later view reads them from the file again."""
+        self._forget(self.tensors[name])
+
+    def _bytes(self, tensor: Tensor) -> np.ndarray:
+        if tensor.file not in self._maps:
+            raise ValueError(f"checkpoint {self.name!r} is closed")
+        return np.frombuffer(self._maps[tensor.file], np.uint8, tensor.n_bytes, tensor.offset)
+
+    def _forget(self, tensor: Tensor) -> None:
+        first = -(-tensor.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end and tensor.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self._maps[tensor.file].madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def _map_files(self) -> dict[str, Tensor]:
+        """Map the one file, or those that the index names; every tensor must be in the file that the index says."""
+        # As in transformers, the single file wins over an index beside it.
+        weight_map = None if (self.path / WEIGHTS).exists() else _read_index(self.path)
+        found: dict[str, Tensor] = {}
+        for path in [self.path / file for file in sorted(set(weight_map.values() if weight_map else [WEIGHTS]))]:
+            self._maps[path], tensors, _ = map_file(path)
+            for name in sorted(found.keys() & tensors.keys()):
+                both = f"expected in one file, found in {show(found[name].file.name)} too"
+                raise CheckpointError(f"{path}: tensor {show(name)}: {both}")
+            found.update(tensors)
+        for name, file in (weight_map or {}).items():
+            here = found[name].file.name if name in found else None
+            if here != file:
+                where = f"expected in {show(file)}, found in {show(here) if here else 'no file'}"
+                raise CheckpointError(f"{self.path / INDEX}: tensor {show(name)}: {where}")
+        unlisted = [] if weight_map is None else [name for name in found if name not in weight_map]
+        if unlisted:
+            file = found[unlisted[0]].file
+            raise CheckpointError(f"{file}: expected only tensors that {INDEX} lists, found {some(unlisted)}")
+        return found
+
+    def _compare(self, found: Mapping[str, Tensor], needed: Mapping[str, tuple[tuple[int, ...], bool]]) -> None:
+        for name, (shape, _) in needed.items():
+            if name in found and found[name].shape != shape:
+                text = f"expected shape {list(shape)}, found {list(found[name].shape)}"
+                raise CheckpointError(f"{found[name].file}: tensor {show(name)}: {text}")
+        missing = needed.keys() - found.keys()
+        # Old exports store RoPE's frequencies, which follow from the config; a tied head may be stored a second time.
+        surplus = [name for name in found.keys() - needed.keys() if not name.endswith(".rotary_emb.inv_freq")]
+        if self.config.tied and "lm_head.weight" in surplus:
+            surplus.remove("lm_head.weight")
+            if "model.embed_tokens.weight" in found:
+                self._require_same_head(found["model.embed_tokens.weight"], found["lm_head.weight"])
+        if missing or surplus:
+            parts = [f"missing {some(missing)}"] * bool(missing) + [f"surplus {some(surplus)}"] * bool(surplus)
+            expected = f"expected the {len(needed)} tensors that {CONFIG} calls for"
+            raise CheckpointError(f"{self.path}: {expected}, found {'; '.join(parts)}")
+
+    def _require_same_head(self, embedding: Tensor, head: Tensor) -> None:
+        same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
+        a, b, step = self._bytes(embedding), self._bytes(head), 1 << 24
+        for i in range(0, len(a) if same else 0, step):
+            same = same and np.array_equal(a[i : i + step], b[i : i + step])
+            self._forget(embedding)
+            self._forget(head)
+        if not same:
+            raise CheckpointError(
+                f"{head.file}: tensor 'lm_head.weight': expected the embedding's bytes, "
+                f"as {CONFIG} ties them (tie_word_embeddings), found a different head"
+            )
+
+
+def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Open and check a model.
+
+    Parameters
+    ----------
+    source : str or path
+        A directory; or ``"tiny"``, the model that comes with skipkv; or a Hugging Face hub id, whose files are
+        downloaded unless the cache has them (``HF_HUB_OFFLINE``, ``HF_HOME``, ``HF_TOKEN`` as usual).
+
+    Raises
+    ------
+    CheckpointError
+        There is no such model, or something is wrong with it.
+    """
+    text = os.fspath(source)
+    if text == "tiny":
+        return Checkpoint(Path(__file__).parents[1] / "tiny", "tiny")
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        return Checkpoint(path)
+    if os.path.lexists(path):
+        raise CheckpointError(f"{path}: expected a directory with {CONFIG}, found something else")
+    if not isinstance(source, str) or text.startswith((".", "~")) or os.path.isabs(text):
+        raise CheckpointError(f"{path}: expected a directory with {CONFIG}, found nothing")
+    if not HUB_ID.fullmatch(text):
+        raise CheckpointError(f"{show(text)}: expected a directory or a hub id (owner/name), found neither")
+    return Checkpoint(_download(text), text)
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub  # slow to import, and only needed here
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # of many unrelated types: HTTP, network, validation, cache
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{hub_id}: expected a directory or a model on the Hugging Face hub: {reason}") from error

@@ -1,0 +1,201 @@
+"""config.json → ModelConfig: what the engine computes is taken over, what it does not compute is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from skipkv import _skipkv
+from skipkv.checks import CONSTANTS
+from skipkv.errors import CheckpointError
+from skipkv.load.files import Fields, read_object, show
+
+# Far above every published model; what exceeds them is a broken file, and refusing it here keeps size arithmetic small.
+# None may exceed what skv_config_check (csrc/families.c) lets through.
+MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, CONSTANTS["max_head_dim"]
+MAX_HIDDEN, MAX_FFN, MAX_VOCAB, MAX_CONTEXT = 1 << 17, 1 << 20, 1 << 22, 1 << 24
+ROPE_KEYS = ("rope_type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
+             "original_max_position_embeddings")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions and variants of one model, in skipkv's names.
+
+    Attributes
+    ----------
+    family : str
+        ``"llama"``, ``"qwen2"``, ``"qwen3"``: a row of the engine's table of families.
+    n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab : int
+        Sizes; ``n_heads`` is a multiple of ``n_kv_heads`` and ``head_dim`` is even.
+    context : int
+        Positions that the model was made for (``max_position_embeddings``).
+    norm_eps : float
+        Added to the mean square in RMSNorm.
+    tied : bool
+        The output head is the embedding.
+    qkv_bias, o_bias, mlp_bias : bool
+        Which linear layers add a bias.
+    rope_type : str
+        ``"default"``, ``"linear"`` or ``"llama3"``.
+    rope_theta, rope_factor, rope_low_freq_factor, rope_high_freq_factor : float
+        RoPE base and scaling; the factors are neutral (1, 1, 4) where the type does not use them.
+    rope_original_context : int
+        Positions before llama3 scaling; ``context`` where the type does not use it.
+    """
+
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    ffn: int
+    vocab: int
+    context: int
+    norm_eps: float
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_context: int = 1
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> ModelConfig:
+        """Read and check a ``config.json``.
+
+        Raises
+        ------
+        CheckpointError
+            A key is missing, has the wrong type or range, or asks for something the engine does not compute.
+        """
+        path = Path(path)
+        fields = Fields(path, read_object(path))
+        name, family = _family(fields)
+        n_layers = fields.integer("num_hidden_layers", MAX_LAYERS)
+        hidden = fields.integer("hidden_size", MAX_HIDDEN)
+        n_heads = fields.integer("num_attention_heads", MAX_HEADS)
+        n_kv_heads = fields.integer("num_key_value_heads", MAX_HEADS, default=n_heads)
+        if n_heads % n_kv_heads:
+            fields.fail("num_key_value_heads", f"a divisor of num_attention_heads = {n_heads}")
+        if fields.get("head_dim") is None and hidden % n_heads:
+            fields.fail("hidden_size", f"a multiple of num_attention_heads = {n_heads}, as there is no head_dim")
+        head_dim = fields.integer("head_dim", MAX_HEAD_DIM, default=hidden // n_heads)
+        if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+            expected = f"an even integer from 2 to {MAX_HEAD_DIM}"
+            raise CheckpointError(f"{path}: head_dim: expected {expected}, found {head_dim}")
+        _refuse_variants(fields, n_layers)
+        context = fields.integer("max_position_embeddings", MAX_CONTEXT)
+        attention_bias, mlp_bias = fields.boolean("attention_bias"), fields.boolean("mlp_bias")
+        return cls(
+            family=name, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden=hidden,
+            ffn=fields.integer("intermediate_size", MAX_FFN),
+            vocab=fields.integer("vocab_size", MAX_VOCAB),
+            context=context,
+            norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1),
+            tied=fields.boolean("tie_word_embeddings"),
+            qkv_bias=attention_bias if family["qkv_bias"] is None else family["qkv_bias"],
+            o_bias=attention_bias if family["o_bias"] is None else family["o_bias"],
+            mlp_bias=mlp_bias if family["mlp_bias"] is None else family["mlp_bias"],
+            **_rope(fields, family["rope"], context),
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as the engine takes them."""
+        return asdict(self)
+
+
+def _family(fields: Fields) -> tuple[str, Mapping[str, Any]]:
+    """The row of the engine's family table that ``architectures`` names."""
+    families = _skipkv.families()
+    by_architecture = {row["architecture"]: name for name, row in families.items()}
+    found = fields.get("architectures")
+    one = isinstance(found, list) and len(found) == 1 and isinstance(found[0], str)
+    if not one or found[0] not in by_architecture:
+        fields.fail("architectures", f"one of {', '.join(by_architecture)}")
+    name = by_architecture[found[0]]
+    if fields.get("model_type") not in (None, name):  # transformers goes by model_type: another model would be meant
+        fields.fail("model_type", f"{name!r}, which goes with {found[0]}")
+    return name, families[name]
+
+
+def _refuse_variants(fields: Fields, n_layers: int) -> None:
+    """What these architectures can be configured to do and the engine does not."""
+    fields.only("hidden_act", "silu")
+    fields.only("pretraining_tp", 1)
+    fields.only("partial_rotary_factor", 1.0)
+    quantization = fields.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise CheckpointError(
+            f"{fields.path}: quantization_config: expected unquantised weights (F32, F16, BF16), "
+            f"found quant_method {show(method)}"
+        )
+    if fields.boolean("use_sliding_window"):
+        fields.fail("use_sliding_window", "false (sliding windows are not supported)")
+    layers = fields.get("layer_types")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or len(layers) != n_layers:
+        fields.fail("layer_types", f"a list of num_hidden_layers = {n_layers} names")
+    for kind in layers:
+        if kind != "full_attention":
+            expected = "only 'full_attention' (others are not supported)"
+            raise CheckpointError(f"{fields.path}: layer_types: expected {expected}, found {show(kind)}")
+
+
+def _rope(fields: Fields, supported: Iterable[str], context: int) -> dict[str, Any]:
+    """RoPE's parameters from either spelling: rope_theta + rope_scaling, or rope_parameters."""
+    rope = _merged_rope(fields)
+    scaled = rope.get("factor") is not None  # a factor without a type: nobody can tell what it scales
+    kind = "default" if rope.get("rope_type") is None and not scaled else rope.get("rope_type")
+    if not isinstance(kind, str) or kind not in supported:
+        rope.fail("rope_type", f"one of {', '.join(map(repr, supported))}")
+    rope.only("partial_rotary_factor", 1.0)
+    result = {
+        "rope_type": kind,
+        "rope_theta": rope.number("rope_theta", 1.0, 1e12, default=10000.0),
+        "rope_original_context": context,
+    }
+    if kind != "default":
+        result["rope_factor"] = rope.number("factor", 1.0, 1e6)
+    if kind == "llama3":
+        low = result["rope_low_freq_factor"] = rope.number("low_freq_factor", 1e-6, 1e6)
+        high = result["rope_high_freq_factor"] = rope.number("high_freq_factor", 1e-6, 1e6)
+        if high <= low:
+            rope.fail("high_freq_factor", f"more than low_freq_factor = {low:g}")
+        result["rope_original_context"] = rope.integer("original_max_position_embeddings", MAX_CONTEXT)
+    return result
+
+
+def _merged_rope(fields: Fields) -> Fields:
+    # A file may carry both spellings, for old and new readers. They must say the same: nobody can tell which was meant.
+    theta = fields.get("rope_theta")
+    merged = {} if theta is None else {"rope_theta": theta}
+    labels: dict[str, str] = {}
+    for spelling in ("rope_scaling", "rope_parameters"):
+        part = fields.get(spelling)
+        if part is None:
+            continue
+        if not isinstance(part, dict) or any(isinstance(value, dict) for value in part.values()):
+            fields.fail(spelling, "one set of RoPE parameters for all layers")
+        for spelled in ("type", *ROPE_KEYS):
+            key, label = "rope_type" if spelled == "type" else spelled, f"{spelling}.{spelled}"
+            value = part.get(spelled)
+            if value is None:
+                if key not in merged:
+                    labels[key] = label  # where it is missed, should it turn out to be needed
+                continue
+            if key in merged and not isinstance(value, list) and merged[key] != value:
+                expected = f"{show(merged[key])} as in {labels.get(key, key)}"
+                raise CheckpointError(f"{fields.path}: {label}: expected {expected}, found {show(value)}")
+            merged[key], labels[key] = value, label
+    return Fields(fields.path, merged, labels)

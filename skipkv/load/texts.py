@@ -1,0 +1,66 @@
+"""Prompts and recorded texts from files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from skipkv.checks import integer
+from skipkv.errors import ConfigError
+from skipkv.load.tokenizer import Tokenizer
+
+
+def json_lines(path: str) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every line that is not blank; None where it is no JSON."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: expected UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut inside of texts
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def read_prompts(path: str) -> Iterator[str | list]:
+    """Prompts of a file: JSON texts, or objects with a prompt (a text, ids or messages)."""
+    for number, value in json_lines(path):
+        prompt = value.get("prompt") if isinstance(value, dict) else value if isinstance(value, str) else None
+        if not isinstance(prompt, (str, list)):
+            raise ConfigError(f"{path}: line {number}: expected a JSON text or an object with a prompt")
+        yield prompt
+
+
+def read_texts(
+    path: str, tokenizer: Tokenizer, context: int, tokens: int | None = None, limit: int | None = None
+) -> tuple[list[list[int]], list[int]]:
+    """Ids of each recorded text, at most ``tokens`` and the context, and how many of them are its prompt.
+
+    A line is a text, {"text"}, or {"prompt", "output"}; at most ``limit`` are read.
+    """
+    tokens = context if tokens is None else min(integer("tokens", tokens, 2, None), context)
+    if limit is not None:
+        integer("limit", limit, 1, None)
+    texts, prompts = [], []
+    for number, value in json_lines(path):
+        if len(texts) == limit:
+            break
+        try:
+            if isinstance(value, str):
+                value = {"text": value}
+            prompt, text = value.get("prompt") or "", value.get("text") or value["output"]
+            if not isinstance(prompt, str) or not isinstance(text, str):
+                raise TypeError
+        except (KeyError, TypeError, AttributeError):
+            expected = "a JSON text, an object with a text, or one with prompt and output"
+            raise ConfigError(f"{path}: line {number}: expected {expected}") from None
+        head = tokenizer.encode(prompt) if prompt else []
+        texts.append((head + tokenizer.encode(text, add_special_tokens=not head))[:tokens])
+        prompts.append(max(1, min(len(head), len(texts[-1]))))
+    if not texts:
+        raise ConfigError(f"{path}: expected at least one text, found none")
+    return texts, prompts

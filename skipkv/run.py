@@ -1,0 +1,473 @@
+"""Continuous batching over the core's session: requests wait, rows run, a finished row's place is taken at once.
+
+prompts × samples → queue → rows (open, or fork a prefilled prompt) → forward → sample → text → Generation
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from skipkv.checks import integer, number, one_of
+from skipkv.engine import FORWARD_TOKENS, MEMORY_MAX, Engine, Recorder, Row, check_cache, trace_level
+from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.methods import Method
+from skipkv.results import Event, Generation
+from skipkv.steering import Steering
+
+TEXTS = 1 << 20  # of one run at most
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Parameters
+    ----------
+    temperature : float
+        0: greedy, ties to the lower id.
+    top_k : int
+        Only the k most likely; 0: all.
+    top_p : float
+        The fewest most likely tokens that hold this share of the probability; 1: all.
+    min_p : float
+        Tokens at least this likely relative to the most likely one; 0: all.
+    seed : int
+        Draws depend on it, the prompt's index, the sample's index and the position; never on the batch.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, high in (("temperature", 1000), ("top_p", 1), ("min_p", 1)):
+            object.__setattr__(self, name, number(name, getattr(self, name), 0, high))
+        for name, high in (("top_k", 2**31 - 1), ("seed", 2**64 - 1)):
+            object.__setattr__(self, name, integer(name, getattr(self, name), 0, high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Sampling):
+    """What `Model.generate` and `Model.stream` may be told besides prompts, method and steering.
+
+    Parameters
+    ----------
+    temperature, top_k, top_p, min_p, seed
+        See `Sampling`; greedy by default.
+    max_new_tokens : int
+    stop : str or sequence of str
+        Texts that end a generation; left out of its text.
+    stop_ids : iterable of int, optional
+        Tokens that end it; those of generation_config.json by default.
+    n : int
+        Samples of every prompt; they share one prefill.
+    rows : int
+        Sequences in flight at once.
+    memory_limit : int, optional
+        Bytes of cache, a hard cap; rows wait where they do not fit.
+    trace : bool or "scores"
+        Record what was kept; with ``"scores"`` every candidate's scores, too.
+    cache : "bf16" or "f32"
+        Type in which keys and values are kept.
+    grouping : bool
+        Static groups of prompts of similar length, as the published comparison forms them (METHOD §8).
+    padding : "none" or "reserve"
+        ``"reserve"`` takes what padding would hold in such a group off a row's budget.
+    full_length : float, optional
+        Mean length of full-cache runs; only for ``stats.compression_of_full``.
+    brake : int
+        k > 0: after k sentences in a row that each repeat an earlier one, α is raised to its maximum; after 2k,
+        ``</think>`` is forced.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
+
+    max_new_tokens: int = 4096
+    stop: str | Sequence[str] = ()
+    stop_ids: Iterable[int] | None = None
+    n: int = 1
+    rows: int = 16
+    memory_limit: int | None = None
+    trace: bool | str = False
+    cache: str = "bf16"
+    grouping: bool = False
+    padding: str = "none"
+    full_length: float | None = None
+    brake: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_new_tokens", "n", "rows"):
+            integer(name, getattr(self, name), 1)
+        integer("brake", self.brake)
+        if self.memory_limit is not None:
+            integer("memory_limit", self.memory_limit, 1, MEMORY_MAX)
+        check_cache(self.cache)
+        one_of("padding", self.padding, ("none", "reserve"))
+        one_of("grouping", self.grouping, (False, True))
+        trace_level(self.trace)
+        if self.full_length is not None:
+            number("full_length", self.full_length, math.ulp(0.0), 2**31, "numbers above 0")
+        stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Iterable) else tuple(self.stop)
+        if any(not isinstance(s, str) or not s for s in stop):
+            raise ConfigError(f"stop is {self.stop!r}; allowed: texts that are not empty")
+        object.__setattr__(self, "stop", stop)
+        if self.stop_ids is not None:
+            ids = tuple(self.stop_ids) if isinstance(self.stop_ids, Iterable) else (self.stop_ids,)
+            object.__setattr__(self, "stop_ids", ids)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Options:
+        """From keywords; ConfigError for one that there is not."""
+        names = [f.name for f in fields(cls)]
+        first = len(fields(Sampling))
+        unknown = values.keys() - set(names)
+        if unknown:
+            allowed = ", ".join(names[first:] + names[:first])
+            raise ConfigError(f"option {min(unknown)!r} is unknown; allowed: {allowed}")
+        return cls(**values)
+
+
+class Interrupt:
+    """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises.
+
+    Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
+    """
+
+    def __enter__(self) -> Interrupt:
+        self.seen = self._over = False
+        self._previous = None
+        previous = signal.getsignal(signal.SIGINT)
+        # Where SIGINT is ignored, or kills the process, it stays so.
+        if callable(previous) and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._over:
+            self._previous(number, frame)
+        elif self.seen:
+            raise KeyboardInterrupt
+        self.seen = True
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        handler = signal.getsignal(signal.SIGINT)
+        if handler != self._note or threading.current_thread() is not threading.main_thread():
+            return
+        while isinstance(of := getattr(handler, "__self__", None), Interrupt) and of._over:
+            handler = of._previous
+        signal.signal(signal.SIGINT, handler)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Row(Row):
+    prompt: int
+    sample: int
+    ids: list[int]  # prompt and new tokens
+    limit: int  # ids that may be fed before this row is full
+    template: bool = False  # holds a prompt but for its last token, to be forked
+    stream: Any = None
+    pieces: list[str] = field(default_factory=list)
+    held_back: str = ""  # text that may turn out to begin a stop string
+    forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
+    brake_level: int = 0
+    repeating: int = 0  # when the brake last looked
+    thinking: int = 0
+
+
+class Run:
+    """One call of generate or stream. Iterating over `events` does the work.
+
+    Parameters
+    ----------
+    engine : Engine
+    prompts : sequence of ids
+    method : Method
+    steering : Steering, or one (or None) for every prompt
+    options : Options
+
+    Raises
+    ------
+    ConfigError, CapacityError
+        Something of it could not run.
+    """
+
+    def __init__(
+        self, engine: Engine, prompts: Sequence[list[int]], method: Method,
+        steering: Steering | Iterable[Steering | None] | None, options: Options,
+    ) -> None:  # fmt: skip
+        self.engine, self.config, self.prompts, self.method, self.options = (
+            engine, engine.config, prompts, method, options)  # fmt: skip
+        if len(prompts) * options.n > TEXTS:
+            raise ConfigError(f"{len(prompts)} prompts with n={options.n}; allowed: up to {TEXTS} texts")
+        one = isinstance(steering, Steering) or not isinstance(steering, Iterable)
+        self.steering = [steering] * len(prompts) if one else list(steering)
+        wrong = any(s is not None and not isinstance(s, Steering) for s in self.steering)
+        if wrong or len(self.steering) != len(prompts):
+            raise ConfigError(f"steering: expected a Steering, or one or None for each of {len(prompts)} prompts")
+        self.stop_ids = engine.stop_ids
+        if options.stop_ids is not None:
+            self.stop_ids = frozenset(integer("stop_ids", i, 0, self.config.vocab - 1) for i in options.stop_ids)
+        for name in ("brake", "stop"):
+            if getattr(options, name) and engine.tokenizer is None:
+                raise ConfigError(f"{name} needs a tokenizer, which this model has not")
+        # One row more than asked for, where samples are forked: the prompt waits in it.
+        n_rows = max(1, min(options.rows, len(prompts) * options.n)) + (options.n > 1)
+        self.session = engine._session(
+            method, options.cache, rows=n_rows, tokens=max(FORWARD_TOKENS, n_rows), trace=trace_level(options.trace),
+            memory_limit=options.memory_limit,
+        )  # fmt: skip
+        self.recorder = Recorder(engine, self.session, method)
+        self.logits = np.empty((n_rows, self.config.vocab), np.float32)
+        self.active: list[_Row] = []
+        self.template: _Row | None = None
+        self.outputs: dict[tuple[int, int], Generation] = {}
+        order = list(range(len(prompts)))
+        if options.grouping:
+            order.sort(key=lambda i: len(prompts[i]))
+        self.queue = deque((prompt, sample) for prompt in order for sample in range(options.n))
+        self.reserves = dict.fromkeys(order, 0)
+        if options.padding == "reserve":
+            for i in range(0, len(order), options.rows):  # prompts that would share a padded batch
+                group = order[i : i + options.rows]
+                longest = max(len(prompts[j]) for j in group)
+                self.reserves |= {j: longest - len(prompts[j]) for j in group}
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse now what could not run later."""
+        context, limit = self.config.context, self.options.memory_limit
+        for i, (prompt, steering) in enumerate(zip(self.prompts, self.steering, strict=True)):
+            if not prompt:
+                raise ConfigError(f"prompt {i} is empty; allowed: at least one token")
+            self.engine.check_ids(f"prompt {i}", prompt)
+            if len(prompt) > context:
+                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
+            if steering:
+                self.engine.check_steering(steering)
+            self.method.check_prompt(len(prompt), self.reserves[i])
+            if limit:
+                need = self.session.row_bytes(self._capacity(i), len(prompt))
+                if need > limit:
+                    raise CapacityError(f"prompt {i} needs {need} bytes of cache; memory_limit is {limit}")
+
+    def _capacity(self, prompt: int) -> int:
+        # The last new token is never fed.
+        return min(len(self.prompts[prompt]) + self.options.max_new_tokens - 1, self.config.context)
+
+    # -- rows
+
+    def _row(self, number: int, prompt: int, sample: int, **more: Any) -> _Row:
+        ids = list(self.prompts[prompt])
+        stream = self.engine.tokenizer.stream() if self.engine.tokenizer else None
+        return _Row(number=number, n_prompt=len(ids), steering=self.steering[prompt], prompt=prompt, sample=sample,
+                    ids=ids, limit=self._capacity(prompt), stream=stream, **more)  # fmt: skip
+
+    def _open(self, prompt: int, sample: int, template: bool) -> _Row:
+        steering = self.steering[prompt]
+        number = self.session.open(
+            self._capacity(prompt), n_prompt=len(self.prompts[prompt]), prompt=prompt, sample=sample,
+            reserve=self.reserves[prompt], steering=steering.as_tuple() if steering else None,
+        )  # fmt: skip
+        row = self._row(number, prompt, sample, template=template)
+        if template:
+            row.ids.pop()
+        return row
+
+    def _from_template(self, sample: int, number: int) -> _Row:
+        """The row of this number goes on from the prefilled prompt: a copy, or the template itself."""
+        template = self.template
+        if number == template.number:
+            self.template = None
+        return self._row(number, template.prompt, sample, fed=template.fed, alphas=dict(template.alphas))
+
+    def _admit(self) -> None:
+        """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""
+        if self.options.grouping and self.active:
+            return  # static groups: all of one end before the next begins
+        while self.queue and len(self.active) < self.options.rows:
+            (prompt, sample), template = self.queue[0], self.template
+            waiting = [s for p, s in self.queue if p == prompt]
+            try:
+                if template is None:
+                    shared = len(waiting) > 1 and len(self.prompts[prompt]) > 1
+                    # What is shared is opened as the last sample, which will take the row over.
+                    row = self._open(prompt, max(waiting) if shared else sample, template=shared)
+                    if shared:
+                        self.template = row
+                        return
+                elif template.fed < len(template.ids):
+                    return  # its prompt is not through yet
+                elif len(waiting) == 1:  # the last one needs no copy
+                    row = self._from_template(sample, template.number)
+                else:
+                    row = self._from_template(sample, self.session.fork(template.number, template.limit, sample))
+            except CapacityError:
+                if self.active:
+                    return  # a row that ends makes room
+                if template is None:
+                    raise
+                # Prompt and copy do not fit together: the prompt's row becomes its last sample, the others are
+                # prefilled again.
+                sample = max(waiting)
+                row = self._from_template(sample, template.number)
+            self.active.append(row)
+            self.queue.remove((prompt, sample))
+
+    # -- steps
+
+    def events(self, stacklevel: int = 3) -> Iterator[Event]:
+        """Work until everything is done or interrupted; yields every new token.
+
+        Warnings point at whoever iterates, or with a higher ``stacklevel`` at a caller further out.
+        """
+        with Interrupt() as interrupt:
+            while self.queue or self.active or self.template:
+                if interrupt.seen:
+                    yield from self._interrupted()
+                    return
+                self._admit()
+                yield from self._step()
+        self._warn(stacklevel)
+
+    def _step(self) -> Iterator[Event]:
+        rows = self.active + ([self.template] if self.template else [])
+        room = max(FORWARD_TOKENS, len(rows))
+        spans: list[tuple[_Row, int]] = []
+        # Rows that decode first; the prompts share what is left.
+        for row in sorted(rows, key=lambda row: len(row.ids) - row.fed > 1):
+            n = min(len(row.ids) - row.fed, room)
+            if n > 0:
+                n = self.session.chunk(row.number, n)
+                spans.append((row, n))
+                room -= n
+        tokens = [t for row, n in spans for t in row.ids[row.fed : row.fed + n]]
+        logits = self.logits[: len(spans)]
+        steered = self.session.forward(
+            np.array([(row.number, n) for row, n in spans], np.int32), np.array(tokens, np.int32), logits
+        )
+        self.recorder.note(spans, steered)
+        if self.options.brake:
+            for row, _ in spans:
+                self._brake(row)
+        ready = [i for i, (row, _) in enumerate(spans) if row.fed == len(row.ids) and not row.template]
+        if not ready:
+            return
+        s = self.options
+        sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
+        chosen = self.session.sample(logits[ready], sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
+        if not np.isfinite(logits[ready, chosen]).all():
+            raise BackendError("the logits are not finite: a weight is not, or what steering adds is too large")
+        for i, token in zip(ready, chosen.tolist(), strict=True):
+            row = spans[i][0]
+            yield self._accept(row, row.forced.popleft() if row.forced else token)
+
+    def _brake(self, row: _Row) -> None:
+        """After k sentences in a row that each repeat an earlier one, steer to the utmost; after 2k end thinking."""
+        if row.template:
+            return
+        k, state = self.options.brake, self.session.state(row.number)
+        repeating, thinks = state["repeating"], state["thinking_tokens"] > row.thinking
+        row.thinking = state["thinking_tokens"]
+        # A prompt that repeats itself is no loop, until what is generated goes on repeating.
+        news = repeating != row.repeating and row.fed > row.n_prompt
+        row.repeating = repeating
+        level = 2 if repeating >= 2 * k and thinks else 1 if repeating >= k else 0
+        if not news or level <= row.brake_level:
+            return
+        row.braked = row.braked or row.fed
+        self.session.brake(row.number)
+        if level == 2:
+            row.forced.extend(self.engine.end_of_thinking)
+        row.brake_level = level
+
+    def _accept(self, row: _Row, token: int) -> Event:
+        """One more token of a row, its text, and the row's end if this was the last."""
+        row.ids.append(token)
+        text = row.stream.push(token) if row.stream else ""
+        reason = None
+        if token in self.stop_ids:
+            reason = "stop"
+        elif len(row.ids) - row.n_prompt >= self.options.max_new_tokens:
+            reason = "length"
+        elif len(row.ids) > row.limit:
+            reason = "context"
+        if reason and row.stream:
+            text += row.stream.flush()
+        text, stopped = self._cut(row, text, last=reason is not None)
+        row.pieces.append(text)
+        if stopped:
+            reason = "stop"
+        return Event(row.prompt, row.sample, token, text, self._finish(row, reason) if reason else None)
+
+    def _cut(self, row: _Row, text: str, last: bool) -> tuple[str, bool]:
+        """Text that may be shown: what could still begin a stop string is held back."""
+        if not self.options.stop:
+            return text, False
+        text = row.held_back + text
+        found = [at for at in (text.find(stop) for stop in self.options.stop) if at >= 0]
+        if found:
+            return text[: min(found)], True
+        begun = (n for stop in self.options.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        keep = 0 if last else max(begun, default=0)
+        row.held_back = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def _finish(self, row: _Row, reason: str) -> Generation:
+        o, n = self.options, row.n_prompt
+        settings = {"prompt": row.prompt, "sample": row.sample, "seed": o.seed, "temperature": o.temperature}
+        generation = Generation(
+            self.method, row.steering, "".join(row.pieces), row.ids[n:], reason, row.ids[:n], row.prompt, row.sample,
+            self.recorder.stats(row, len(row.ids), o.full_length),
+            self.recorder.trace(row, row.ids, **settings) if o.trace else None,
+        )  # fmt: skip
+        self.session.close(row.number)
+        self.active.remove(row)
+        self.outputs[row.prompt, row.sample] = generation
+        return generation
+
+    def _interrupted(self) -> Iterator[Event]:
+        for row in list(self.active):
+            if row.stream:
+                row.pieces.append(row.held_back + row.stream.flush())
+            text = row.pieces[-1] if row.pieces else ""
+            yield Event(row.prompt, row.sample, None, text, self._finish(row, "interrupted"))
+        for prompt, sample in self.queue:
+            ids = list(self.prompts[prompt])
+            generation = Generation(self.method, self.steering[prompt], "", [], "interrupted", ids, prompt, sample)
+            self.outputs[prompt, sample] = generation
+            yield Event(prompt, sample, None, "", generation)
+
+    def _warn(self, stacklevel: int) -> None:
+        stats = [g.stats for g in self.outputs.values() if g.stats]
+        if self.method.compacts and stats and not any(s.compactions for s in stats):
+            longest = max(s.prompt_tokens + s.new_tokens for s in stats)
+            text = f"{self.method} never compacted: the longest of {len(stats)} rows has {longest} tokens"
+            warnings.warn(text, stacklevel=stacklevel)
+        steered = [g for g in self.outputs.values() if g.stats and self.steering[g.prompt]]
+        if steered and not any(g.stats.steered for g in steered):
+            scope = self.steering[steered[0].prompt].scope
+            text = f"steering steered no token: none in scope {scope!r} holds a blank line"
+            warnings.warn(text, stacklevel=stacklevel)
+
+    def results(self, complete: bool = True) -> list[Generation]:
+        """In order of prompt and sample; with complete=False only those that have ended."""
+        keys: Sequence = sorted(self.outputs)
+        if complete:
+            keys = [(p, s) for p in range(len(self.prompts)) for s in range(self.options.n)]
+        return [self.outputs[key] for key in keys]

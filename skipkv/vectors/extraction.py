@@ -1,0 +1,144 @@
+"""Where steering vectors come from: label the steps of reasoning texts, average the states before them (METHOD §7).
+
+problems → generate ─┐
+recorded traces ─────┴→ steps between blank lines → label → mean state per label and layer → v = execution − re-checking
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from skipkv.errors import ConfigError
+from skipkv.model import Model
+from skipkv.sentences import blank_lines, thinking
+from skipkv.steering import save_vectors
+
+LABELS = ("execution", "reflection", "transition")
+REFLECTION = re.compile(r"^\s*wait|verify|make sure|hold on|think again|'s (in)?correct|let me check|seems right")
+TRANSITION = re.compile(
+    r"^\s*alternatively|think differently|another (way|approach|method|solution|strategy|technique)"
+)
+EXAMPLES = 3  # kept of each label
+
+
+def label(step: str) -> str:
+    """Label of a step by its text: reflection first, then transition, else execution."""
+    text = step.lower()
+    return "reflection" if REFLECTION.search(text) else "transition" if TRANSITION.search(text) else "execution"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the thinking: its text, and the position of the blank-line token before it."""
+
+    text: str
+    before: int
+
+
+def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
+    """The steps of a text's thinking. A text without ``<think>`` is taken to think from the end of its prompt on.
+
+    Parameters
+    ----------
+    model : Model
+        For its tokenizer.
+    ids : sequence of int [T]
+    n_prompt : int
+    """
+    pieces = [model.tokenizer.token_bytes[i] for i in ids]
+    inside, opened = thinking(ids, model.vocabulary)
+    if not opened:
+        ends = np.flatnonzero(thinking(ids, model.vocabulary, begun=True)[0] == 0)
+        end = next((int(e) for e in ends if e >= n_prompt), len(ids))
+        inside = np.zeros(len(ids), bool)
+        inside[n_prompt:end] = True
+    found = []
+    blank = blank_lines(ids, model.vocabulary)
+    for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():
+        ends = np.flatnonzero(blank[before + 1 :] | ~inside[before + 1 :])  # a blank line belongs to its step
+        end = len(ids) if not len(ends) else before + 1 + int(ends[0])
+        last = end + 1 if end < len(ids) and inside[end] else end
+        text = b"".join(pieces[before + 1 : last]).decode("utf-8", "replace")
+        if text.strip():
+            found.append(Step(text, before))
+    return found
+
+
+@dataclass
+class Extraction:
+    """Vectors and what they were made of.
+
+    Attributes
+    ----------
+    vectors : dict of float32 [hidden] by layer
+    counts : dict
+        Steps of each label.
+    norms : dict
+        By layer: length of the vector, of the mean execution state, of the mean re-checking state.
+    examples : dict
+        A few steps of each label.
+    """
+
+    vectors: dict[int, np.ndarray]
+    counts: dict[str, int]
+    norms: dict[int, tuple[float, float, float]]
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def save(self, path: str, model: str) -> None:
+        """Write safetensors with everything but the vectors in the metadata."""
+        metadata = {"model": model, "counts": self.counts, "norms": self.norms, "examples": self.examples}
+        save_vectors(path, self.vectors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()})
+
+
+def extract(
+    model: Model, texts: Iterable[tuple[Sequence[int], int]], layers: Sequence[int], progress: bool = True
+) -> Extraction:
+    """Steering vectors from texts, each read in one prefill.
+
+    Parameters
+    ----------
+    model : Model
+    texts : iterable of (ids, tokens of the prompt)
+    layers : sequence of int
+        Blocks before which the states are taken.
+    progress : bool
+
+    Raises
+    ------
+    ConfigError
+        There is no step of execution, or none of re-checking.
+    """
+    layers = sorted(set(layers))
+    sums = {name: np.zeros((len(layers), model.config.hidden)) for name in LABELS}
+    counts = dict.fromkeys(LABELS, 0)
+    examples: dict[str, list[str]] = {name: [] for name in LABELS}
+    for ids, n_prompt in tqdm(list(texts), unit="text", desc="extract", disable=None if progress else True):
+        found = steps(model, ids, n_prompt)
+        if not found:
+            continue
+        states = model.hidden(ids, layers, positions=[step.before for step in found])
+        for i, step in enumerate(found):
+            name = label(step.text)
+            sums[name] += states[:, i]
+            counts[name] += 1
+            if len(examples[name]) < EXAMPLES:
+                examples[name].append(step.text.strip()[:200])
+    rechecks = counts["reflection"] + counts["transition"]
+    if not counts["execution"] or not rechecks:
+        raise ConfigError(
+            f"texts: expected steps of execution and of re-checking, found {counts['execution']} and {rechecks}"
+        )
+    execution = sums["execution"] / counts["execution"]
+    recheck = (sums["reflection"] + sums["transition"]) / rechecks
+    vectors = {layer: (execution[i] - recheck[i]).astype(np.float32) for i, layer in enumerate(layers)}
+    norms = {
+        layer: tuple(float(np.linalg.norm(x[i])) for x in (execution - recheck, execution, recheck))
+        for i, layer in enumerate(layers)
+    }
+    return Extraction(vectors, counts, norms, examples)

@@ -1,0 +1,95 @@
+"""Released vectors: a torch.save archive, read without running what is pickled."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skipkv.errors import CheckpointError
+from skipkv.steering import save_vectors
+
+STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("<u2"),
+    "DoubleStorage": np.dtype("<f8"),
+}
+
+
+class _Reader(pickle.Unpickler):
+    """Knows tensors and nothing else: any other name in the file is refused before anything is called."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self.path, self.archive, self.root = path, archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module == "torch" and name in STORAGES:
+            return name
+        raise CheckpointError(f"{self.path}: expected a tensor, found {module}.{name}")
+
+    def persistent_load(self, key: Any) -> np.ndarray:
+        kind, storage, name, _, _ = key
+        if kind != "storage" or storage not in STORAGES or not str(name).isdigit():
+            raise CheckpointError(f"{self.path}: expected a tensor's storage, found {key!r:.80}")
+        raw = np.frombuffer(self.archive.read(f"{self.root}/data/{name}"), STORAGES[storage])
+        return (
+            (raw.astype(np.uint32) << 16).view(np.float32) if storage == "BFloat16Storage" else raw.astype(np.float32)
+        )
+
+
+def _rebuild(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    shape = tuple(int(n) for n in shape)
+    if prod(shape) + int(offset) > len(storage) or any(int(s) < 0 for s in stride):
+        raise ValueError("a tensor beyond its storage")
+    last = int(offset) + sum((n - 1) * int(s) for n, s in zip(shape, stride, strict=True) if n)
+    if last >= len(storage):
+        raise ValueError("a tensor beyond its storage")
+    return np.lib.stride_tricks.as_strided(storage[int(offset) :], shape, [int(s) * 4 for s in stride]).copy()
+
+
+def read_torch_tensor(path: str | Path) -> np.ndarray:
+    """A tensor that ``torch.save`` wrote, as float32; no torch, and no code of the file is run.
+
+    Raises
+    ------
+    CheckpointError
+        It is something else.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
+            tensor = _Reader(path, archive, root).load()
+    except zipfile.BadZipFile:
+        raise CheckpointError(
+            f"{path}: expected a zip archive of torch.save, found something else (older formats are not read)"
+        ) from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(f"{path}: expected a tensor of torch.save: {error}") from None
+    if not isinstance(tensor, np.ndarray):
+        raise CheckpointError(f"{path}: expected one tensor, found {type(tensor).__name__}")
+    return tensor
+
+
+def import_released(path: str | Path, layer: int, out: str, negate: bool = True) -> np.ndarray:
+    """Convert a released vector (re-checking − execution, the negative of ours) to safetensors; returns ours."""
+    tensor = read_torch_tensor(path)
+    vector = tensor.reshape(-1) if prod(tensor.shape) == max(tensor.shape, default=0) else None
+    if vector is None or not np.isfinite(vector).all():
+        raise CheckpointError(f"{path}: expected finite numbers [hidden], found shape {list(tensor.shape)}")
+    vector = -vector if negate else vector
+    save_vectors(out, {layer: vector}, {"source": Path(path).name, "negated": str(negate).lower()})
+    return vector

@@ -1,0 +1,438 @@
+"""The command line, in this process and as one of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import skipkv
+from skipkv import viz
+from skipkv.cli import main
+from skipkv.eval import speed
+from skipkv.load.config import ModelConfig
+from skipkv.methods import CLASSES, PARAMETERS, TABLE
+from skipkv.steering import parse_run, save_vectors
+from skipkv.tiny.problems import draw
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted")
+
+PROBLEMS = [problem["prompt"] for problem in draw(200)]
+TINY = ["tiny", "--threads", "1", "--quiet"]
+SHORT = ["--max-new-tokens", "30"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return skipkv.load("tiny", threads=1, progress=False)
+
+
+@pytest.fixture
+def skip(capsys):
+    """Runs one command; (exit status, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in argv])
+        except SystemExit as ended:  # argparse's own refusals
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def vector(tmp_path):
+    path = tmp_path / "v.safetensors"
+    rng = np.random.default_rng(0)  # the states of the model in the box are some 2000 long
+    save_vectors(path, {i: rng.standard_normal(256).astype(np.float32) * 300 for i in (1, 2)}, {"model": "tiny"})
+    return path
+
+
+def generation(model, prompts, method=None, **options):
+    return model.generate(prompts, method, **({"max_new_tokens": 30, "progress": False} | options))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate
+
+
+def test_a_single_text_is_streamed(skip, model, monkeypatch):
+    pieces = []
+    monkeypatch.setattr("builtins.print", lambda *what, **how: pieces.append((what, how)))
+    assert main(["generate", *TINY, *SHORT, "--prompt", PROBLEMS[0]]) == 0
+    expected = list(model.stream(PROBLEMS[0], max_new_tokens=30))
+    assert pieces == [((e.text,), {"end": "", "flush": True}) for e in expected] + [((), {})]
+    monkeypatch.undo()
+    assert skip("generate", *TINY, *SHORT, "--prompt", PROBLEMS[0]) == (0, "".join(e.text for e in expected) + "\n", "")
+
+
+def test_the_summary_is_for_people(skip):
+    status, out, err = skip("generate", "tiny", "--threads", 1, *SHORT, "--problem", 0, "--method", "rkv:budget=40")
+    load, summary = err.strip().splitlines()
+    assert status == 0 and load.startswith("tiny: llama, 2.5 M parameters, ") and load.endswith(", 1 threads")
+    pattern = (
+        r"43 \+ 30 tokens \(length\) in [\d.]+ s; cache \d\.\d\d MB at most, full \d\.\d\d MB; "
+        r"1 compactions, 48 slots dropped; \d sentences, \d repeated, \d re-checks"
+    )
+    assert re.fullmatch(pattern, summary), summary
+
+
+def test_json_lines_hold_the_generations(skip, model):
+    options = {"n": 2, "temperature": 2.0, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 5, "cache": "f32",
+               "stop": ["again", ".\n"]}  # fmt: skip
+    argv = ["--temperature", 2, "--top-p", 0.9, "--top-k", 50, "--min-p", 0.01, "--seed", 5, "--stop", "again"]
+    argv += ["--stop", ".\n", "-n", 2, "--rows", 3, "--cache", "f32", "--memory-limit", 1 << 21, "--brake", 4]
+    method = "snapkv:budget=40,interval=32"
+    argv += ["--prompt", "Dot", "--problem", 3, "--method", method]
+    status, out, err = skip("generate", *TINY, *SHORT, "--json", *argv)
+    assert (status, err) == (0, "")
+    wanted = generation(model, ["Dot", PROBLEMS[3]], method, **options)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == len(wanted) == 4
+    for got, want in zip(found, wanted, strict=True):
+        assert got.keys() == {"text", "tokens", "finish_reason", "prompt_tokens", "prompt", "sample", "stats"}
+        assert all(got[key] == getattr(want, key) for key in got.keys() - {"stats"})
+        assert got["stats"]["new_tokens"] == len(want.tokens) and got["stats"]["pool_peak_bytes"] <= 1 << 21
+
+
+def test_one_text_as_json_is_one_line(skip, model):
+    status, out, _ = skip("generate", *TINY, *SHORT, "--prompt", PROBLEMS[1], "--json")
+    assert status == 0 and out.count("\n") == 1
+    assert json.loads(out)["text"] == generation(model, PROBLEMS[1])[0].text
+
+
+def test_many_texts_have_headings(skip, model):
+    status, out, _ = skip("generate", *TINY, *SHORT, "--prompt", PROBLEMS[0], "--prompt", PROBLEMS[1], "-n", 2)
+    outs = generation(model, PROBLEMS[:2], n=2)
+    assert out == "".join(f"--- prompt {o.prompt}, sample {o.sample}\n{o.text}\n" for o in outs)
+
+
+def test_prompts_come_from_a_file(skip, model, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    odd = "Dot\u2028= 9."  # a line separator inside of a text ends no line
+    values = [PROBLEMS[0], {"prompt": PROBLEMS[1], "answer": "3"}, {"prompt": [1, 3, 9]}, odd]
+    path.write_text("\n\n".join(json.dumps(v, ensure_ascii=False) for v in values) + "\n", encoding="utf-8")
+    status, out, _ = skip("generate", *TINY, *SHORT, "--json", "--prompts", path, "--prompt", "Leo")
+    prompts = [json.loads(line)["prompt_tokens"] for line in out.splitlines()]
+    assert status == 0 and prompts == [model.encode(p) for p in ("Leo", PROBLEMS[0], PROBLEMS[1], [1, 3, 9], odd)]
+
+
+def test_chat_puts_prompts_through_the_template(skip, model):
+    content = PROBLEMS[0].removeprefix("<s><|user|>").removesuffix("<|assistant|><think>\n")
+    status, out, _ = skip("generate", *TINY, *SHORT, "--json", "--chat", "--prompt", content)
+    assert status == 0 and json.loads(out)["prompt_tokens"] == model.encode(PROBLEMS[0])
+
+
+def test_options_that_do_nothing_are_refused(skip):
+    error = "skipkv: problem 7 is in the chat template already; --chat is for other prompts\n"
+    assert skip("generate", *TINY, "--problem", 7, "--chat") == (2, "", error)
+    error = "skipkv: --trace-scores needs --trace FILE.npz\n"
+    assert skip("generate", *TINY, "--problem", 7, "--trace-scores") == (2, "", error)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_traces_are_saved(skip, model, tmp_path, scores):
+    path = tmp_path / "t.npz"
+    options = ["--method", "rkv:budget=40", "--trace", path, *(["--trace-scores"] if scores else [])]
+    status, _, err = skip("generate", *TINY, *SHORT, "--problem", 0, *options)
+    assert (status, err) == (0, f"trace: {path}\n")
+    trace = skipkv.Trace.load(path)
+    assert trace.steps == [43] and str(trace.method) == "rkv:budget=40" and bool(trace.compactions[0].scores) == scores
+    status, _, err = skip("generate", *TINY, *SHORT, "--problem", 0, "-n", 2, *options)
+    assert err == "".join(f"trace: {tmp_path / f't-{i}.npz'}\n" for i in range(2))
+    assert [skipkv.Trace.load(tmp_path / f"t-{i}.npz").settings["sample"] for i in range(2)] == [0, 1]
+
+
+def test_a_method_may_carry_its_steering(skip, model, vector):
+    method, steering = parse_run(f"skipkv:budget=40+steer:{vector},layer=2,alpha=1.5,scope=generation")
+    assert method == skipkv.SkipKV(40) and (steering.layer, steering.alpha, steering.scope) == (2, 1.5, "generation")
+    assert parse_run("full")[1] is None
+    text = f"full+steer:{vector},layer=2,alpha=1.5,scope=generation"
+    status, out, _ = skip("generate", *TINY, *SHORT, "--problem", 0, "--json", "--method", text)
+    wanted = model.generate(PROBLEMS[0], None, steering, max_new_tokens=30, progress=False)[0]
+    found = json.loads(out)
+    assert status == 0 and found["tokens"] == wanted.tokens and found["stats"]["steered"] == wanted.stats.steered > 0
+    assert wanted.tokens != generation(model, PROBLEMS[0])[0].tokens
+
+
+BAD = [
+    (["generate", *TINY], "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
+    (["generate", *TINY, "--problem", "100000"], "problem is 100000; allowed: 0 to 99999"),
+    (["generate", *TINY, "--problem", "-1"], "problem is -1; allowed: 0 to 99999"),
+    (["generate", "elsewhere", "--problem", "1"], "problem is 1; allowed with the model tiny only, found 'elsewhere'"),
+    (["generate", *TINY, "--prompt", ""], "prompt 0 is empty; allowed: at least one token"),
+    (["generate", *TINY, "--prompt", "a", "-n", "0"], "n is 0; allowed: integers from 1 to 2147483647"),
+    (["generate", *TINY, "--prompt", "a", "--top-p", "2"], "top_p is 2.0; allowed: numbers from 0 to 1"),
+    (["generate", *TINY, "--prompt", "a", "--stop", ""], "stop is ['']; allowed: texts that are not empty"),
+    (["generate", *TINY, "--prompt", "a", "--method", "lru"], f"method is 'lru'; allowed: {', '.join(CLASSES)}"),
+    (["generate", *TINY, "--prompt", "a", "--method", "rkv"], "method 'rkv': rkv needs a budget"),
+    (["generate", *TINY, "--prompt", "a", "--method", "rkv:budget=8"],
+     "budget is 8; allowed: more than the 8 newest slots that rkv always keeps"),
+    (["generate", *TINY, "--prompt", "a", "--memory-limit", "5"],
+     "prompt 0 needs 8650752 bytes of cache; memory_limit is 5"),
+    (["generate", *TINY, "--prompt", "a", "--threads", "0"], "threads is 0; allowed: integers from 1 to 1024"),
+    (["generate", *TINY, "--prompt", "a", "--device", "tpu"], "device is 'tpu'; allowed: cpu"),
+    (["compare", *TINY, "x", "--methods", " ; "], "methods is ' ; '; allowed: methods separated by \";\""),
+    (["bench"], "bench: expected a model or --random-weights SHAPE, one of them"),
+    (["bench", "tiny", "--random-weights", "smollm2-135m"],
+     "bench: expected a model or --random-weights SHAPE, one of them"),
+    (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(speed.SHAPES)}"),
+    (["bench", "tiny", "--rows", "1;2"], "rows is '1;2', contexts '128,1024'; allowed: integers separated by commas"),
+    (["bench", "tiny", "--steps", "0"], "rows, contexts, steps, repeats and prefill: allowed: integers from 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv, message", BAD, ids=["-".join(argv)[:50] for argv, _ in BAD])
+def test_what_is_refused_is_one_line_and_status_2(skip, argv, message):
+    assert skip(*argv) == (2, "", f"skipkv: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "argv", ["", "fly", "generate", "generate tiny --cache q8", "generate tiny -n x", "compare tiny a"]
+)  # fmt: skip
+def test_what_argparse_refuses_is_status_2(skip, argv):
+    status, out, err = skip(*argv.split())
+    assert (status, out) == (2, "") and err.startswith("usage: skipkv")
+
+
+def test_files_that_are_wrong_are_one_line_and_status_2(skip, tmp_path, vector):
+    prompts = tmp_path / "p.jsonl"
+    for content, message in (
+        ('"a"\n{', f"{prompts}: line 2: expected a JSON text or an object with a prompt"),
+        ("5", f"{prompts}: line 1: expected a JSON text or an object with a prompt"),
+        ('{"text": "a"}', f"{prompts}: line 1: expected a JSON text or an object with a prompt"),
+        ('{"prompt": 5}', f"{prompts}: line 1: expected a JSON text or an object with a prompt"),
+        ("", "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
+    ):
+        prompts.write_text(content)
+        assert skip("generate", *TINY, "--prompts", prompts) == (2, "", f"skipkv: {message}\n")
+    prompts.write_bytes(b'"\xff"')
+    assert skip("generate", *TINY, "--prompts", prompts) == (2, "", f"skipkv: {prompts}: expected UTF-8\n")
+    missing = tmp_path / "none"
+    for argv in (
+        ["generate", *TINY, "--prompts", missing],
+        ["generate", *TINY, "--prompt", "a", "--method", f"full+steer:{missing}"],
+        ["generate", missing / "model", "--prompt", "a"],
+        ["generate", *TINY, *SHORT, "--prompt", "a", "--trace", missing / "t.npz"],
+        ["compare", *TINY, missing, "--methods", "full"],
+    ):
+        status, _, err = skip(*argv)
+        assert status == 2 and err.startswith("skipkv: ") and err.count("\n") == 1 and "none" in err
+    for text in (f"full+steer:{vector}", f"full+steer:{vector},layer=3", f"full+steer:{vector},layer=1,beta=2"):
+        status, _, err = skip("generate", *TINY, "--prompt", "a", "--method", text)
+        assert status == 2 and err.startswith("skipkv: ") and err.count("\n") == 1 and "allowed: " in err
+
+
+def test_ctrl_c_prints_what_there_is_and_says_130(skip, monkeypatch):
+    import signal
+
+    seen = []
+
+    def count(self, event=None, original=skipkv.run.Run._step):
+        seen.append(1)
+        if len(seen) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(skipkv.run.Run, "_step", count)
+    status, out, _ = skip("generate", *TINY, "--problem", 0, "--problem", 0)
+    assert status == 130 and out.startswith("First find") and len(out) < 80
+    seen.clear()
+    status, out, _ = skip("generate", *TINY, "--prompt", PROBLEMS[0], "--prompt", PROBLEMS[1], "--json")
+    reasons = [json.loads(line)["finish_reason"] for line in out.splitlines()]
+    assert status == 130 and reasons == ["interrupted"] * 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# methods, compare, bench
+
+
+def test_methods_are_listed(skip):
+    status, out, err = skip("methods")
+    assert (status, err) == (0, "")
+    for name in CLASSES:
+        assert f"{name:10s} {TABLE[name]['summary']}\n" in out
+    for name, p in PARAMETERS.items():
+        assert re.search(rf"^{name} +{re.escape(p['summary'])} \(", out, re.M)
+    assert "budget     slots that a KV head keeps after a compaction (1 to 16777216; required)" in out
+    found = json.loads(skip("methods", "--json")[1])
+    assert found == {"methods": TABLE, "parameters": PARAMETERS} and set(found["methods"]) == {*CLASSES, "custom"}
+
+
+def test_compare_reports_full_and_budgets_that_hold_everything(skip, model, tmp_path, vector):
+    path = tmp_path / "texts.jsonl"
+    outs = generation(model, PROBLEMS[:2], max_new_tokens=90)
+    texts = [{"prompt": prompt, "output": out.text} for prompt, out in zip(PROBLEMS, outs, strict=False)]
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    steered = f"full+steer:{vector},layer=1,scope=generation"
+    methods = f"full; skipkv:budget=500;rkv:budget=50,interval=32 ;{steered};"
+    argv = ["compare", *TINY, path, "--methods", methods, "--bootstrap", 50]
+    status, out, err = skip(*argv, "--json")
+    assert (status, err) == (0, "")
+    full, wide, rkv, turned = json.loads(out, parse_constant=lambda name: pytest.fail(name))  # no NaN: that is no JSON
+    positions = sum(len(model.encode(text["prompt"] + text["output"])) - 1 for text in texts)
+    keys = {"run", "nll", "delta_nll", "kl", "same", "peak_bytes", "texts", "positions", "flagged"}
+    assert full.keys() == wide.keys() == rkv.keys() == keys
+    assert full["kl"] == full["delta_nll"] == wide["kl"] == [0.0] * 3 and full["same"] == wide["same"] == [1.0] * 3
+    assert (full["texts"], wide["texts"], rkv["texts"]) == (2, 0, 2)
+    assert full["positions"] == wide["positions"] == positions > rkv["positions"]
+    assert rkv["kl"][0] > 0 and rkv["peak_bytes"] <= full["peak_bytes"] == wide["peak_bytes"]
+    assert turned["run"] == "full+steer:layer=1,alpha=1" and turned["kl"][0] > 0
+    table = skip(*argv)[1].splitlines()
+    assert len(table) == 5 and table[2].startswith("skipkv:budget=500 (never compacted) ")
+    shorter = json.loads(skip(*argv, "--json", "--limit", 1, "--tokens", 60)[1])
+    assert shorter[0]["positions"] == 59
+
+
+def test_compare_plots(skip, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "t.jsonl").write_text(json.dumps(PROBLEMS[0] * 3) + "\n")
+    argv = ["compare", *TINY, tmp_path / "t.jsonl", "--methods", "full;rkv:budget=50", "--plot", tmp_path / "p.png"]
+    assert skip(*argv)[0] == 0 and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A shape of some thousand weights, and limits measured in a moment."""
+    config = ModelConfig(
+        "qwen2", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden=64, ffn=96, vocab=300, context=512,
+        norm_eps=1e-6, tied=True, qkv_bias=True, rope_theta=1e4,
+    )  # fmt: skip
+    monkeypatch.setitem(speed.SHAPES, "small", config)
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
+    return config
+
+
+SETTINGS = ["--threads", 1, "--rows", "1,3", "--contexts", "40,100", "--prefill", 70, "--steps", 4, "--repeats", 2]
+
+
+def test_bench_measures_what_it_says(skip, small):
+    method = "skipkv:budget=24,interval=16"
+    argv = ["bench", "--random-weights", "small", *SETTINGS, "--quiet", "--json", "--method", method]
+    status, out, err = skip(*argv)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found.keys() == {"model", "variant", "dtype", "cache", "threads", "read_bytes_per_second", "macs_per_second",
+                            "results"}  # fmt: skip
+    assert (found["model"], found["dtype"], found["cache"], found["threads"]) == ("random small", "bf16", "bf16", 1)
+    assert found["read_bytes_per_second"] > 1e8 and found["macs_per_second"] > 1e7
+    prefill, *decodes, compaction = found["results"]
+    weights = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
+    assert (prefill["kind"], prefill["tokens"]) == ("prefill", 70)
+    assert prefill["macs"] == 70 * weights + 300 * 64 + 2 * 2 * 4 * 16 * 70 * 71 // 2
+    shapes = [(d["kind"], d["rows"], d["context"]) for d in decodes]
+    assert shapes == [("decode", rows, context) for context in (40, 100) for rows in (1, 3)]
+    for d in decodes:
+        assert d["tokens"] == d["rows"] and d["method"] == method
+        # Tokens 42 to 49 are timed, and 102 to 109: only of the former one (16 k + 1) brings a compaction.
+        assert (0 < d["evict_share"] < 1) == (d["context"] == 40) and d["peak_bytes"] > 0 < d["seconds"] < 10
+        # All head slots at the end: between a budget and a budget and an interval.
+        slots = (d["macs"] / d["rows"] - weights - 300 * 64) / (2 * 2 * 4 * 16)
+        assert slots == int(slots) and 24 <= slots < 24 + 16
+        assert d["bytes"] == 2 * (weights + 300 * 64) + d["rows"] * 2 * 2 * 2 * 16 * slots * 2
+    assert (compaction["kind"], compaction["slots"]) == ("compaction", 24 + 16) and 0 < compaction["pairs_share"] <= 1
+    again = json.loads(skip(*argv)[1])["results"]
+    assert [d["hash"] for d in decodes] == [d["hash"] for d in again[1:-1]]
+    assert len({d["hash"] for d in decodes}) == 4
+
+
+def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
+    argv = ["bench", "tiny", "--quiet", *SETTINGS, "--rows", 2, "--contexts", 40]
+    status, out, err = skip(*argv, "--json")
+    found = json.loads(out)
+    assert (status, err, found["model"]) == (0, "", "tiny")
+    assert [r["kind"] for r in found["results"]] == ["prefill", "decode"]
+    assert found["results"][1]["evict_share"] < 0.5  # full drops nothing; comparing sentences needs a tokenizer
+    status, out, _ = skip(*argv, "--dtype", "f32", "--cache", "f32")
+    head, limits, _, columns, *lines = out.splitlines()
+    assert head.startswith("tiny, f32 weights, f32 cache, ") and limits.startswith("limits: ")
+    assert columns.split()[:5] == ["measurement", "ms", "tokens/s", "GB/s", "read"]
+    assert [re.split("  +", line)[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40"]
+    figures = r" +[\d.]+ +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +\d+"  # ms, tokens/s, GB/s, its share, Gflop/s, its share
+    assert all(re.search(figures, line) for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# view
+
+
+def test_view_draws_one_trace_or_two(skip, model, tmp_path):
+    paths = []
+    for method in ("rkv:budget=40,interval=16", "skipkv:budget=40,interval=16"):
+        [out] = generation(model, [PROBLEMS[0]], trace=True)
+        trace = model.replay(out.trace.tokens, method, n_prompt=out.trace.n_prompt, trace=True).trace
+        paths.append(tmp_path / f"{method[:3]}.npz")
+        trace.save(paths[-1])
+    page = tmp_path / "page.html"
+    step = trace.steps[0]
+    for given, draw_it in ((paths[:1], viz.kept), (paths, viz.compare)):
+        traces = [skipkv.Trace.load(path) for path in given]
+        assert skip("view", *given, "-o", page) == (0, f"{page}\n", "")
+        assert page.read_text(encoding="utf-8") == draw_it(*traces).html
+        assert skip("view", *given, "--step", step, "--layers", "0,2", "--heads", 1, "-o", page)[0] == 0
+        assert page.read_text(encoding="utf-8") == draw_it(*traces, step, [0, 2], [1]).html
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All commands
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(skip, tmp_path, monkeypatch):
+    monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "folder").mkdir()
+    nowhere = tmp_path / "nowhere" / "a"
+    for argv in (
+        ["generate", *TINY, "--problem", 0, "--trace"],
+        ["generate", *TINY, "--problem", 0, "-n", 2, "--trace"],
+        ["demo", "--out"],
+        ["compare", *TINY, "x.jsonl", "--methods", "full", "--plot"],
+        ["steer", "extract", "tiny", "--problems", "x.jsonl", "--out"],
+        ["view", "x.npz", "--out"],
+    ):
+        name = argv[-1].removeprefix("--")
+        error = f"skipkv: {name} is '{nowhere}'; there is no directory '{nowhere.parent}'\n"
+        assert skip(*argv, nowhere) == (2, "", error)
+        error = f"skipkv: {name} is '{tmp_path / 'folder'}', a directory; allowed: a file\n"
+        assert skip(*argv, tmp_path / "folder") == (2, "", error)
+
+
+def test_warnings_are_one_line_and_may_be_left_out(skip):
+    argv = ["generate", "tiny", "--threads", 1, "--max-new-tokens", 2, "--problem", 0, "--method", "rkv:budget=400"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        _, warning, _ = skip(*argv)[2].splitlines()
+        assert warning == "skipkv: rkv:budget=400 never compacted: the longest of 1 rows has 45 tokens"
+        assert skip(*argv, "--quiet")[2] == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a process
+
+
+def process(*argv, stdout=subprocess.PIPE):
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-m", "skipkv", *argv]
+    return subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment, stdout=stdout)
+
+
+def test_the_module_runs_and_sets_the_exit_status(model):
+    done = process("generate", *TINY, *SHORT, "--problem", "0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, generation(model, PROBLEMS[0])[0].text + "\n", "")
+    done = process("generate", *TINY)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("skipkv: no prompt; ")
+
+
+@pytest.mark.parametrize("argv", [["methods"], ["generate", *TINY, *SHORT, "--problem", "0"]])
+def test_a_reader_that_goes_away_is_no_error(argv):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        done = process(*argv, stdout=gone)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,75 @@
+"""The forward on the model in the box against the reference; its pages and its memory."""
+
+import numpy as np
+import pytest
+from harness import TINY, feed, refused, tiny, tiny_decoder
+
+import skipkv
+from skipkv import _skipkv
+from skipkv.load.config import ModelConfig
+
+pytestmark = [pytest.mark.sanitize, pytest.mark.clang]
+
+CONFIG = ModelConfig.from_json(TINY / "config.json").as_dict()
+TOKENS = np.random.default_rng(5).integers(0, CONFIG["vocab"], 150).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def core(backend):
+    return tiny(backend)
+
+
+@pytest.mark.parametrize("cache, low, high", [
+    ("f32", 0, 1e-4),
+    ("bf16", 1e-6, 0.1),  # 8 bits of each key and value: close, and not the same numbers
+])  # fmt: skip
+def test_logits_equal_the_reference(core, cache, low, high):
+    expected = tiny_decoder().logits(TOKENS)
+    session = _skipkv.Session(core, cache=cache)
+    got = feed(session, session.open(200), TOKENS)
+    assert low <= np.abs(got - expected).max() / np.abs(expected).max() <= high
+
+
+def test_a_step_calls_no_allocator_and_pages_come_back(core):
+    session = _skipkv.Session(core)
+    row = session.open(300)
+    before = session.ledger()["n_allocator_calls"]
+    feed(session, row, TOKENS, 1)
+    ledger = session.ledger()
+    page = 64 * (2 * 32 * 4 + 4)
+    assert ledger["n_allocator_calls"] == before
+    assert ledger["live_bytes"] == 4 * 4 * 3 * page and ledger["reserved_bytes"] == 4 * 4 * 5 * page
+    session.close(row)
+    ledger = session.ledger()
+    assert ledger["live_bytes"] == ledger["reserved_bytes"] == 0 and ledger["pool_bytes"] == 4 * 4 * 5 * page
+
+
+@pytest.mark.parametrize("spans, tokens, message", [
+    ([[0, 1]], [231], "token 0 is 231; allowed: 0 to 230"),
+    ([[1, 1]], [0], "span 0: row 1 is not open"),
+    ([[0, 1], [0, 1]], [0, 0], "spans 0 and 1: both feed row 0"),
+    ([[0, 9]], [0] * 9, "span 0: 9 tokens for row 0, which has room for 8"),
+])  # fmt: skip
+def test_bad_batches_are_refused(core, spans, tokens, message):
+    session = _skipkv.Session(core, rows=2)
+    session.open(8)
+    with refused(message, skipkv.Error):
+        out = np.empty((len(spans), 231), np.float32)
+        session.forward(np.array(spans, np.int32), np.array(tokens, np.int32), out, False)
+
+
+def test_the_memory_limit_is_a_hard_cap(core):
+    session = _skipkv.Session(core, rows=4, memory_limit=4 * 4 * 64 * 260 * 2)
+    session.open(128)
+    with pytest.raises(skipkv.CapacityError, match="memory_limit is 532480"):
+        session.open(64)
+
+
+def test_missing_and_wrong_tensors_are_named():
+    model = _skipkv.Model(CONFIG)
+    with pytest.raises(skipkv.CheckpointError, match='"model.embed_tokens.weight" is missing'):
+        _skipkv.Session(model)
+    with pytest.raises(skipkv.CheckpointError, match='"nonsense" is not part'):
+        model.bind("nonsense", "f32", (1,), np.zeros(4, np.uint8), 1)
+    with pytest.raises(skipkv.CheckpointError, match='"model.norm.weight": expected shape'):
+        model.bind("model.norm.weight", "f32", (2,), np.zeros(8, np.uint8), 1)

@@ -1,0 +1,248 @@
+"""Steering vectors: labels, steps, extraction, files, released tensors; the vocabulary that sentences are read with."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spec
+from harness import refused, tiny_decoder
+
+import skipkv
+from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
+from skipkv.cli import main
+from skipkv.steering import load_vectors, parse_steering, save_vectors
+from skipkv.tiny.problems import draw
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
+PROBLEM = draw(8)[7]["prompt"]
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    out = model.generate(PROBLEM, progress=False)[0]
+    return out.prompt_tokens + out.tokens, len(out.prompt_tokens)
+
+
+# --- labels and steps
+
+
+@pytest.mark.parametrize("step, name", [
+    ("Wait, that is odd", "reflection"), (" wait", "reflection"), ("So we await", "execution"),
+    ("Let me check this", "reflection"), ("That's correct", "reflection"), ("x = 3", "execution"),
+    ("Alternatively, wait", "transition"), ("I alternatively", "execution"), ("Think differently", "transition"),
+    ("Another Approach is", "transition"), ("another number", "execution"),
+    ("Alternatively, let me verify", "reflection"),  # reflection is looked for first
+])  # fmt: skip
+def test_labels_by_text(step, name):
+    assert workshop.label(step) == name
+
+
+def test_steps_stand_behind_blank_lines_inside_think(model, text):
+    ids, n_prompt = text
+    found = workshop.steps(model, ids, n_prompt)
+    texts = model.tokenizer.token_texts
+    inside, opened = sentences.thinking(ids, model.vocabulary)
+    assert opened and len(found) > 20
+    for step in found:
+        assert "\n\n" in texts[ids[step.before]]
+        assert inside[step.before + 1]
+        assert "\n\n" not in step.text.rstrip("\n")
+    # Every blank line inside, but for the last, begins a step, and nothing else does.
+    blanks = [t for t in range(len(ids) - 1) if "\n\n" in texts[ids[t]] and inside[t + 1]]
+    assert [step.before for step in found] == blanks
+    joined = "".join(texts[i] for i in ids)
+    assert all(step.text in joined for step in found)
+
+
+def test_a_text_without_think_begins_to_think_behind_its_prompt(model, text):
+    ids, n_prompt = text
+    opening = model.tokenizer.encode("<think>", add_special_tokens=False)
+    at = ids.index(opening[-1])
+    bare = ids[:at] + ids[at + 1 :]
+    assert [s.text for s in workshop.steps(model, bare, at)] == [s.text for s in workshop.steps(model, ids, n_prompt)]
+
+
+# --- extraction
+
+
+def test_extraction_is_the_difference_of_the_means(model, text):
+    ids, n_prompt = text
+    found = workshop.extract(model, [text, text], [1, 3], progress=False)
+    steps = workshop.steps(model, ids, n_prompt)
+    states = model.hidden(ids, [1, 3])
+    labels = np.array([workshop.label(step.text) == "execution" for step in steps])
+    before = np.array([step.before for step in steps])
+    for i, layer in enumerate((1, 3)):
+        expected = states[i, before[labels]].mean(0) - states[i, before[~labels]].mean(0)
+        assert np.allclose(found.vectors[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert found.counts["execution"] == 2 * labels.sum() and sum(found.counts.values()) == 2 * len(steps)
+    assert found.norms[3][0] == pytest.approx(np.linalg.norm(found.vectors[3]), rel=1e-5)
+
+
+def test_hidden_states_equal_the_reference(model, text):
+    ids = text[0][:60]
+    cache = spec.Cache(tiny_decoder().config)
+    tiny_decoder().forward(cache, ids)
+    got = model.hidden(ids, [0, 2, model.config.n_layers])
+    for mine, theirs in zip(got, (cache.entering[0], cache.entering[2], cache.hidden), strict=True):
+        assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    some = model.hidden(ids, [2], positions=[5, 59, 5])
+    assert np.array_equal(some[0], got[1][[5, 59, 5]])
+
+
+def test_texts_without_rechecks_are_refused(model):
+    with refused("texts: expected steps of execution and of re-checking, found 1 and 0"):
+        workshop.extract(model, [(model.encode("Dot = 9.\n\nLeo = 4."), 1)], [1], progress=False)
+
+
+def test_a_vector_of_our_own_shortens_the_thinking(model):
+    texts = model.generate([p["prompt"] for p in draw(4, "calibration")], progress=False)
+    ids = [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in texts]
+    vector = workshop.extract(model, ids, [3], progress=False).vectors[3]
+    asked = draw(4)
+    plain, steered = (
+        model.generate([p["prompt"] for p in asked], steering=steering, progress=False)
+        for steering in (None, Steering(vector, 3, alpha=0.75, gamma=0.0))
+    )
+    for a, b, problem in zip(plain, steered, asked, strict=True):
+        assert b.stats.steered > 5 and b.stats.thoughts < a.stats.thoughts
+        assert len(b.tokens) < 0.8 * len(a.tokens)
+        assert f"\\boxed{{{problem['answer']}}}" in b.text
+
+
+@pytest.mark.parametrize("problem", range(5))
+def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, problem):
+    steering = Steering.load("tiny", alpha=0.75, gamma=0.01)
+    prompt = model.encode(draw(problem + 1)[problem]["prompt"])
+    parameters = dict(budget=90, interval=32, tau=0.8, protect="prompt")
+    ours = model.generate(
+        [prompt], skipkv.SkipKV(**parameters), steering, max_new_tokens=700, cache="f32", progress=False,
+    )[0]  # fmt: skip
+    _, _, ways, n_open = model.vocabulary
+    think = tuple([[i for i in way if i >= 0] for way in part] for part in (ways[:n_open], ways[n_open:]))
+    theirs, _ = spec.generate(
+        tiny_decoder(), prompt, 700, spec.Method("skipkv", **parameters),
+        spec.Steering(steering.vector, steering.layer, alpha=0.75, gamma=0.01),
+        stop=model.stop_ids, texts=model.tokenizer.token_texts, think=think,
+    )  # fmt: skip
+    assert ours.stats.steered > 3 and ours.stats.compactions > 2
+    assert ours.tokens == theirs
+
+
+# --- files
+
+
+def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
+    path = tmp_path / "v.safetensors"
+    found = workshop.extract(model, [text], [1, 2], progress=False)
+    found.save(path, "tiny")
+    vectors, metadata = load_vectors(path)
+    assert all(np.array_equal(vectors[layer], found.vectors[layer]) for layer in (1, 2))
+    assert metadata["model"] == "tiny" and json.loads(metadata["counts"]) == found.counts
+    assert main(["steer", "show", "tiny"]) == 0 and "layer 3: norm" in capsys.readouterr().out
+    assert main(["steer", "show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    said = ("layer 1: norm", "cosine between layers", f"{found.counts['execution']} execution", "reflection: Wait")
+    assert all(words in shown for words in said)
+    assert main(["steer", "show", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == found.counts
+    steering = parse_steering(f"{path},layer=2,alpha=0.5,scope=all")
+    assert (steering.layer, steering.alpha, steering.scope) == (2, 0.5, "all")
+    with pytest.raises(ConfigError, match="layer is None; allowed: one of 1, 2"):
+        Steering.load(path)
+    with pytest.raises(ConfigError, match="layer is 7; allowed: 1, 2"):
+        Steering.load(path, 7)
+
+
+def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
+    traces = tmp_path / "traces.jsonl"
+    body = "So x = 3.\n\nWait, x = 4.\n\nNow y = 2.\n\nAlternatively, y = 1.\n\n"
+    traces.write_text(json.dumps({"prompt": "", "output": "<think>\n" + body + "</think>"}) + "\n")
+    out = tmp_path / "v.safetensors"
+    end = ["-o", str(out), "--quiet"]
+    if SMOLLM2.exists():
+        assert main(["steer", "extract", str(SMOLLM2), "--traces", str(traces), "--layers", "5", *end]) == 0
+        # The first step has no blank line before it.
+        assert json.loads(load_vectors(out)[1]["counts"]) == {"execution": 1, "reflection": 1, "transition": 1}
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps(draw(1)[0]) + "\n")
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
+    assert sorted(load_vectors(out)[0]) == [0, 1, 2, 3]
+    problems.write_text("{}\n")
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), *end]) == 2
+    assert "line 1: expected an object with a prompt or a problem" in capsys.readouterr().err
+
+
+def test_files_that_are_no_vectors_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_vectors(path, {}, {})
+    with pytest.raises(CheckpointError, match="expected at least one vector, found none"):
+        load_vectors(path)
+    raw = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+    with pytest.raises(CheckpointError, match=r"expected tensors layer.N of F32 \[hidden\], found 'w' F32 \[1\]"):
+        load_vectors(path)
+
+
+# --- released tensors
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_released_tensors_are_read_without_torch(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    values = torch.randn(12, generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype))
+    torch.save(values[2:10:2], tmp_path / "v.pt")  # a view with offset and stride
+    assert np.array_equal(workshop.read_torch_tensor(tmp_path / "v.pt"), values[2:10:2].float().numpy())
+    out = tmp_path / "v.safetensors"
+    torch.save(values.reshape(1, 12), tmp_path / "v.pt")
+    assert main(["steer", "import", str(tmp_path / "v.pt"), "--layer", "20", "-o", str(out)]) == 0
+    assert np.array_equal(load_vectors(out)[0][20], -values.float().numpy())
+
+
+class Evil:
+    def __init__(self, call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def archive(path, payload):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("v/data.pkl", payload)
+
+
+@pytest.mark.parametrize("value, message", [
+    (Evil((print, ("run",))), "expected a tensor, found builtins.print"),
+    (Evil((exec, ("raise SystemExit",))), "expected a tensor, found builtins.exec"),
+    ({"a": 1}, "expected one tensor, found dict"),
+    ([1, 2], "expected one tensor, found list"),
+])  # fmt: skip
+def test_pickles_that_are_no_tensors_run_nothing(tmp_path, capsys, value, message):
+    archive(tmp_path / "v.pt", pickle.dumps(value))
+    with refused(f"{tmp_path / 'v.pt'}: {message}", CheckpointError):
+        workshop.read_torch_tensor(tmp_path / "v.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    path = tmp_path / "v.pt"
+    path.write_bytes(b"\x80\x02junk")
+    with pytest.raises(CheckpointError, match="expected a zip archive of torch.save"):
+        workshop.read_torch_tensor(path)
+    archive(path, b"\x80\x02")
+    with pytest.raises(CheckpointError, match="expected a tensor of torch.save"):
+        workshop.read_torch_tensor(path)
+
+
+def test_a_tensor_beyond_its_storage_is_refused():
+    storage = np.arange(4, dtype=np.float32)
+    assert np.array_equal(workshop._rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
+    for offset, shape, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))):
+        with pytest.raises(ValueError, match="beyond its storage"):
+            workshop._rebuild(storage, offset, shape, stride)

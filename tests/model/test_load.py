@@ -1,0 +1,186 @@
+"""Loading: what it costs, what it refuses, what it leaves alone, and models beside each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import LLAMA, write, write_tokenizer
+from harness import VARIANTS, refused
+
+import skipkv
+from skipkv import _skipkv
+from skipkv.load.config import ModelConfig
+
+SOURCE = str(Path(skipkv.__file__).parents[1])
+
+
+def run(code, *arguments, **environment):
+    """Standard output of a fresh interpreter."""
+    environment = os.environ | {"PYTHONPATH": SOURCE} | {key: str(value) for key, value in environment.items()}
+    command = [sys.executable, "-B", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- memory ---
+
+BIG = LLAMA | dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4,
+    vocab_size=16384,
+)  # fmt: skip
+PEAK = """
+import sys, skipkv
+def kilobytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key + ":"))
+skipkv.load("tiny", progress=False)  # libraries, threads
+before = kilobytes("VmRSS")
+model = skipkv.load(sys.argv[1], progress=False)
+print(model.dtype, (kilobytes("VmHWM") - before) * 1024, (kilobytes("VmRSS") - before) * 1024)
+"""
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one file", "shards"])
+def big(request, tmp_path_factory):
+    """A bf16 checkpoint of about 200 MB: directory, its bytes, those of its largest tensor."""
+    directory = tmp_path_factory.mktemp("big")
+    (directory / "config.json").write_text(json.dumps(BIG))
+    config = ModelConfig.from_json(directory / "config.json")
+    block = (np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.1).view(np.uint16)[1::2]
+    tensors = {
+        name: ("BF16", shape, np.resize(block, shape).tobytes()) for name, shape, _ in _skipkv.tensors(config.as_dict())
+    }
+    write(directory, BIG, tensors, shards=request.param)
+    write_tokenizer(directory, 16)
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    assert size > 180e6
+    return directory, size, max(len(raw) for _, _, raw in tensors.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_loading_holds_the_weights_about_once(big):
+    directory, size, largest = big
+    dtype, peak, after = run(PEAK, directory).split()
+    assert dtype == "bf16"
+    # Mapped pages count while they are mapped, so two copies of everything would be 2 x size.
+    assert 0.95 * size < int(peak) < 1.1 * size + largest
+    assert 0.95 * size < int(after) < 1.1 * size  # and of the file nothing stays
+
+
+# --- the variant of the kernels ---
+
+
+def test_the_environment_forces_a_variant(backend, capsys):
+    model = skipkv.load("tiny", threads=2)
+    assert model._core.variant == backend and backend in repr(model)
+    # name, parameters, bytes
+    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {backend}, 2 threads\n"
+    assert capsys.readouterr() == ("", expected)
+    skipkv.load("tiny", threads=2, progress=False)
+    assert capsys.readouterr() == ("", "")
+    # Two bytes a weight, and four in the 9 norms of 256; the kernels pad the vocabulary to whole blocks of rows.
+    assert 0 <= model._core.n_bytes - (2 * 2479360 + 2 * 9 * 256) <= 2 * 256 * 64
+
+
+def test_the_best_variant_is_the_default(monkeypatch):
+    monkeypatch.delenv("SKIPKV_CPU", raising=False)
+    model = skipkv.load("tiny", progress=False)
+    assert model._core.variant == next(name for name in ("avx512", "avx2", "generic") if name in VARIANTS)
+
+
+def test_an_unknown_variant_is_refused(monkeypatch):
+    monkeypatch.setenv("SKIPKV_CPU", "sse9")
+    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512'):
+        skipkv.load("tiny", progress=False)
+
+
+# --- types ---
+
+
+@pytest.mark.parametrize("stored, auto", [("BF16", "bf16"), ("F16", "f32"), ("F32", "f32")])
+def test_auto_follows_the_file(tmp_path, stored, auto):
+    write(tmp_path, dtype=stored)
+    write_tokenizer(tmp_path, 40)
+    sizes = {}
+    for dtype in ("auto", "bf16", "f32"):
+        model = skipkv.load(tmp_path, dtype=dtype, progress=False)
+        assert model.dtype == (auto if dtype == "auto" else dtype) and model.name == tmp_path.name
+        sizes[dtype] = model._core.n_bytes
+    assert sizes["auto"] == sizes[auto] and sizes["bf16"] < sizes["f32"]
+
+
+def test_half_precision_is_widened_without_loss(tmp_path):
+    """A bf16 file gives the same logits as bf16 and as f32: every product is one of float32 numbers."""
+    write(tmp_path)
+    write_tokenizer(tmp_path, 40)
+    ids = np.random.default_rng(0).integers(0, 40, 100).tolist()
+    narrow, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False).logits(ids) for dtype in ("bf16", "f32"))
+    assert np.abs(narrow - wide).max() <= 1e-5 * np.abs(wide).max()
+
+
+# --- side effects ---
+
+WATCH = """
+import os, signal, sys
+written, connected = [], []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        written.append(arguments[0])
+    if event.startswith("socket.connect") or event in ("subprocess.Popen", "os.mkdir", "os.rename", "os.remove"):
+        connected.append((event, arguments))
+sys.addaudithook(watch)
+import threading
+environment, handler = dict(os.environ), signal.getsignal(signal.SIGINT)
+import skipkv
+assert threading.active_count() == 1
+{then}
+assert dict(os.environ) == environment and signal.getsignal(signal.SIGINT) is handler
+heavy = {{"torch", "transformers", "matplotlib", "datasets", "ray", "accelerate"}} & set(sys.modules)
+assert not (heavy or written or connected), (heavy, written, connected)
+"""
+
+
+USE = 'skipkv.load("tiny", progress=False).generate("1", max_new_tokens=2, progress=False)'
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("then", ["", USE], ids=["import", "use"])
+def test_importing_changes_nothing_outside(tmp_path, monkeypatch, then):
+    monkeypatch.chdir(tmp_path)
+    assert run(WATCH.format(then=then), HOME=tmp_path, XDG_CACHE_HOME=tmp_path, HF_HOME=tmp_path / "hub") == ""
+    assert not list(tmp_path.iterdir())
+
+
+# --- the hub's local cache ---
+
+
+def test_a_hub_id_is_found_in_the_local_cache_offline(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--skipkv-test--small"
+    snapshot = cached / "snapshots" / revision
+    tensors = write(cached / "written", shards=2)
+    write_tokenizer(cached / "written", 40)
+    # As the hub's client lays it out: files are links to blobs.
+    snapshot.mkdir(parents=True)
+    (cached / "blobs").mkdir()
+    for i, file in enumerate(sorted((cached / "written").iterdir())):
+        file.rename(cached / "blobs" / f"blob{i}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob{i}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    code = """
+import skipkv
+model = skipkv.load("skipkv-test/small")
+print(model.name, model.generate([[1, 2]], max_new_tokens=3, stop_ids=(), progress=False)[0].tokens)
+"""
+    out = run(code, HF_HUB_OFFLINE=1, HF_HOME=tmp_path)
+    for i, file in enumerate(sorted(path.name for path in snapshot.iterdir())):
+        (tmp_path / file).write_bytes((cached / "blobs" / f"blob{i}").read_bytes())
+    expected = skipkv.load(tmp_path, progress=False).generate([[1, 2]], max_new_tokens=3, stop_ids=(), progress=False)
+    assert out == f"skipkv-test/small {expected[0].tokens}\n" and len(tensors) > 10

@@ -1,0 +1,194 @@
+"""A row's decoder and cache: Llama, Qwen2 and Qwen3 as Hugging Face computes them.
+
+config is a dict: family, n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab, context, norm_eps, tied,
+qkv_bias, o_bias, mlp_bias, rope_type ("default", "linear", "llama3"), rope_theta, rope_factor, rope_low_freq_factor,
+rope_high_freq_factor, rope_original_context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from spec.scores import softmax
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """Nearest bfloat16, ties to even, by way of float32 (which is what an engine rounds). Finite numbers only."""
+    bits = np.asarray(x, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+STORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"f32": lambda x: x, "bf16": round_bf16}
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def rope_frequencies(config: Mapping) -> np.ndarray:
+    """Radians per position of each of the head_dim / 2 pairs, with Hugging Face's scaling rules."""
+    d = config["head_dim"]
+    out = []
+    for i in range(d // 2):
+        f = 1.0 / config["rope_theta"] ** (2 * i / d)
+        if config["rope_type"] == "linear":
+            f = f / config["rope_factor"]
+        elif config["rope_type"] == "llama3":
+            factor, low, high = (config["rope_" + k] for k in ("factor", "low_freq_factor", "high_freq_factor"))
+            turns = config["rope_original_context"] * f / (2 * math.pi)  # within the original context
+            if turns < low:
+                f = f / factor
+            elif turns <= high:
+                smooth = (turns - low) / (high - low)
+                f = (1 - smooth) * f / factor + smooth * f
+        elif config["rope_type"] != "default":
+            raise ValueError(f"rope_type is {config['rope_type']!r}; allowed are 'default', 'linear' and 'llama3'")
+        out.append(f)
+    return np.array(out)
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """RoPE, half-rotation layout: element i is paired with i + d/2. x [n, heads, d], positions [n]."""
+    angle = positions[:, None, None] * frequencies  # [n, 1, d/2]
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
+
+
+class Cache:
+    """Slots of one row: per layer and KV head its own keys, values, positions (§0), and what the scores need.
+
+    held: False for slots that a method with evict=False would have dropped (§1); attention still sees them.
+    sums: attention received (§6 h2o). queries: per layer [n_heads, <= ring, d], the newest last (§2.1).
+    hidden: [t, D] final-norm states of every token fed. entering: per layer [n, D], residual stream entering the
+    block in the last forward, before steering.
+    """
+
+    def __init__(self, config: Mapping, *, ring: int = 8, store: str | Callable = "f32") -> None:
+        self.n_layers, self.n_kv, d = config["n_layers"], config["n_kv_heads"], config["head_dim"]
+        self.ring = ring
+        self.store = STORES[store] if isinstance(store, str) else store
+        self.length = 0
+
+        def per_head(make: Callable) -> list[list[np.ndarray]]:
+            return [[make() for _ in range(self.n_kv)] for _ in range(self.n_layers)]
+
+        self.keys = per_head(lambda: np.zeros((0, d)))
+        self.values = per_head(lambda: np.zeros((0, d)))
+        self.positions = per_head(lambda: np.zeros(0, dtype=np.int64))
+        self.held = per_head(lambda: np.zeros(0, dtype=bool))
+        self.sums = per_head(lambda: np.zeros(0))
+        self.queries = [np.zeros((config["n_heads"], 0, d)) for _ in range(self.n_layers)]
+        self.hidden = np.zeros((0, config["hidden"]))
+        self.entering: list[np.ndarray] = []
+
+    def append(self, layer: int, keys: np.ndarray, values: np.ndarray, positions: np.ndarray) -> None:
+        """keys, values [n, n_kv, d] are rounded to the cache's type on the way in."""
+        n = len(positions)
+        for h in range(self.n_kv):
+            self.keys[layer][h] = np.concatenate([self.keys[layer][h], self.store(keys[:, h])])
+            self.values[layer][h] = np.concatenate([self.values[layer][h], self.store(values[:, h])])
+            self.positions[layer][h] = np.concatenate([self.positions[layer][h], positions])
+            self.held[layer][h] = np.concatenate([self.held[layer][h], np.ones(n, dtype=bool)])
+            self.sums[layer][h] = np.concatenate([self.sums[layer][h], np.zeros(n)])
+
+    def compact(self, layer: int, head: int, kept: np.ndarray, *, evict: bool) -> None:
+        """kept: indices among the held slots, ascending."""
+        slots = np.nonzero(self.held[layer][head])[0][kept]
+        if evict:
+            for field_ in (self.keys, self.values, self.positions, self.held, self.sums):
+                field_[layer][head] = field_[layer][head][slots]
+        else:
+            self.held[layer][head][:] = False
+            self.held[layer][head][slots] = True
+
+
+class Decoder:
+    """Llama, Qwen2 and Qwen3 in float64. weights: arrays by Hugging Face name."""
+
+    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]) -> None:
+        self.config = dict(config)
+        self.weights = {name: np.asarray(w, dtype=np.float64) for name, w in weights.items()}
+        self.frequencies = rope_frequencies(config)
+        self.qk_norm = config["family"] == "qwen3"
+
+    def linear(self, x: np.ndarray, name: str, bias: bool) -> np.ndarray:
+        y = x @ self.weights[name + ".weight"].T
+        return y + self.weights[name + ".bias"] if bias else y
+
+    def attention(
+        self, cache: Cache, layer: int, h: np.ndarray, positions: np.ndarray, visible: np.ndarray | None
+    ) -> np.ndarray:
+        """Keys and values go in first, then every query sees the slots at its own position and before it."""
+        c, p = self.config, f"model.layers.{layer}.self_attn."
+        n, d, group = len(h), c["head_dim"], c["n_heads"] // c["n_kv_heads"]
+        q = self.linear(h, p + "q_proj", c["qkv_bias"]).reshape(n, c["n_heads"], d)
+        k = self.linear(h, p + "k_proj", c["qkv_bias"]).reshape(n, c["n_kv_heads"], d)
+        v = self.linear(h, p + "v_proj", c["qkv_bias"]).reshape(n, c["n_kv_heads"], d)
+        if self.qk_norm:
+            q = rms_norm(q, self.weights[p + "q_norm.weight"], c["norm_eps"])
+            k = rms_norm(k, self.weights[p + "k_norm.weight"], c["norm_eps"])
+        q, k = rotate(q, positions, self.frequencies), rotate(k, positions, self.frequencies)
+        cache.append(layer, k, v, positions)
+        ring = np.concatenate([cache.queries[layer], q.transpose(1, 0, 2)], axis=1)
+        cache.queries[layer] = ring[:, max(0, ring.shape[1] - cache.ring) :]
+
+        out = np.zeros((n, c["n_heads"], d))
+        for kv in range(c["n_kv_heads"]):
+            keys, values = cache.keys[layer][kv], cache.values[layer][kv]
+            seen = cache.positions[layer][kv][None, :] <= positions[:, None]  # [n, L]
+            if visible is not None:
+                seen = seen & visible[layer, kv][positions][:, cache.positions[layer][kv]]
+            for head in range(kv * group, (kv + 1) * group):
+                logits = np.where(seen, q[:, head] @ keys.T / math.sqrt(d), -np.inf)
+                probability = softmax(logits)
+                cache.sums[layer][kv] += probability.sum(axis=0)
+                out[:, head] = probability @ values
+        return self.linear(out.reshape(n, c["n_heads"] * d), p + "o_proj", c["o_bias"])
+
+    def mlp(self, layer: int, h: np.ndarray) -> np.ndarray:
+        p, bias = f"model.layers.{layer}.mlp.", self.config["mlp_bias"]
+        gate, up = self.linear(h, p + "gate_proj", bias), self.linear(h, p + "up_proj", bias)
+        return self.linear(gate / (1 + np.exp(-gate)) * up, p + "down_proj", bias)
+
+    def forward(
+        self,
+        cache: Cache,
+        tokens: Sequence[int],
+        *,
+        steer: tuple[int, np.ndarray] | None = None,
+        visible: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Logits [n, vocab] of the next n tokens of a row.
+
+        steer: (block, [n, D] added to the residual stream entering it) (§7).
+        visible: [n_layers, n_kv, T, T], may the query at position i see position j; on top of causality.
+        """
+        c, w = self.config, self.weights
+        positions = cache.length + np.arange(len(tokens))
+        x = w["model.embed_tokens.weight"][np.asarray(tokens, dtype=np.int64)]
+        cache.entering = []
+        for layer in range(c["n_layers"]):
+            cache.entering.append(x)
+            if steer is not None and steer[0] == layer:
+                x = x + steer[1]
+            p = f"model.layers.{layer}."
+            h = rms_norm(x, w[p + "input_layernorm.weight"], c["norm_eps"])
+            x = x + self.attention(cache, layer, h, positions, visible)
+            h = rms_norm(x, w[p + "post_attention_layernorm.weight"], c["norm_eps"])
+            x = x + self.mlp(layer, h)
+        hidden = rms_norm(x, w["model.norm.weight"], c["norm_eps"])
+        cache.hidden = np.concatenate([cache.hidden, hidden])
+        cache.length += len(tokens)
+        head = w["model.embed_tokens.weight"] if c["tied"] else w["lm_head.weight"]
+        return hidden @ head.T
+
+    def logits(
+        self, tokens: Sequence[int], *, store: str | Callable = "f32", visible: np.ndarray | None = None
+    ) -> np.ndarray:
+        """[n, vocab] with the full cache. With what `visibility` says of a trace: what compaction must equal."""
+        return self.forward(Cache(self.config, store=store), tokens, visible=visible)
