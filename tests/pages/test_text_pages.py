@@ -9,26 +9,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from reading import (
-    ALL,
-    CELLS,
-    after,
-    assert_state,
-    count,
-    drag,
-    dropped,
-    fed_by,
-    hover,
-    kinds_of_counts,
-    look,
-    percent,
-    press,
-    selections,
-    sentence_of,
-    show,
-    tip_of,
-    wait,
-)
+import reading
+from reading import ALL, CELLS, count, hover, look, press, show
 from traces import HOSTILE, build
 
 from skipkv import viz
@@ -42,7 +24,7 @@ def test_the_browser_sees_what_goes_wrong(browser):
     inner = f"<script>console.error('said inside'); fetch('{port}/inside').catch(() => (window.done = 1))</script>"
     framed = f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(inner)}"></iframe>'
     tab = browser.open(f"<img src={port}/outside>{framed}<script>throw Error('thrown')</script>")
-    wait(tab.frames[1], "window.done")
+    reading.wait(tab.frames[1], "window.done")
     browser.close()
     assert browser.requests == {browser.file.as_uri(), f"{port}/outside", f"{port}/inside"}
     assert all(any(text in said for said in browser.messages) for text in ("said inside", "thrown"))
@@ -61,9 +43,9 @@ def test_kept_at_every_compaction(browser, request, name):
     def check(at, heads):
         seen, of = look(frame), len(heads)
         counts, fed, _ = count(trace, trace.steps, at, heads)
-        assert seen["kinds"] == kinds_of_counts(seen["legend"], counts, fed, of)
+        assert seen["kinds"] == reading.kinds_of_counts(seen["legend"], counts, fed, of)
         assert seen["name"] == (f"Heads that hold a token, of {of}:" if of > 1 else "A token is")
-        assert_state(seen["state"], trace, at, heads)
+        reading.assert_state(seen["state"], trace, at, heads)
 
     check(last, ALL)
     for at in reversed(range(last)):
@@ -71,8 +53,8 @@ def test_kept_at_every_compaction(browser, request, name):
         check(at, ALL)
     for key, at in (("ArrowRight", 1), ("End", last), ("Home", 0)):
         press(frame, key, at)
-    for heads, at in zip(selections(frame), (last // 2, last - 1, 1, last), strict=True):
-        drag(frame, at)
+    for heads, at in zip(reading.selections(frame), (last // 2, last - 1, 1, last), strict=True):
+        reading.drag(frame, at)
         check(at, heads)
 
 
@@ -140,7 +122,7 @@ def test_a_long_text_is_coloured_where_one_looks_and_in_print(browser):
     counts, fed, _ = count(trace, trace.steps, at, [(0, 0)])
     expected = ["later" if p >= fed else "k8" if counts[p] else "k0" for p in range(n)]
     frame = show(browser, viz.kept(trace), height=700)
-    drag(frame, at)
+    reading.drag(frame, at)
     frame.locator("#text").hover()
     near, top = """() => {
       const box = byId("text").getBoundingClientRect();
@@ -149,7 +131,7 @@ def test_a_long_text_is_coloured_where_one_looks_and_in_print(browser):
     }""", 0
     for _ in range(4):
         frame.page.mouse.wheel(0, 2000)
-        wait(frame, f"byId('text').scrollTop > {top} && ({near})().every(([, kind]) => kind)")
+        reading.wait(frame, f"byId('text').scrollTop > {top} && ({near})().every(([, kind]) => kind)")
         top, seen = frame.evaluate("byId('text').scrollTop"), frame.evaluate(near)
         assert len(seen) > 60 and all(kind == expected[p] for p, kind in seen)
     # What was never near has no colour yet: a move of the slider costs the same in a text of any length.
@@ -167,7 +149,7 @@ def test_playing_ends_at_the_last_compaction(browser, trace):
       view.paint = () => (seen.push(view.frame), paint.call(view));
     }""")
     frame.locator("#play").click()
-    wait(frame, "seen.length && byId('play').getAttribute('aria-label') === 'Play the compactions'")
+    reading.wait(frame, "seen.length && byId('play').getAttribute('aria-label') === 'Play the compactions'")
     assert frame.evaluate("seen") == list(range(len(trace.steps) + 1))
 
 
@@ -192,9 +174,9 @@ def state_of_two(traces, steps, at, heads):
         one, two = (trace.held(fed, *head) if at else np.arange(fed) for trace in traces)
         both += len(np.intersect1d(one, two))
     parts = {"both hold": both, "only a": a - both, "only b": b - both, "neither": of - a - b + both}
-    shares = ", ".join(f"{name} {grouped(x)} ({percent(x, of)})" for name, x in parts.items())
+    shares = ", ".join(f"{name} {grouped(x)} ({reading.percent(x, of)})" for name, x in parts.items())
     heads = f"{len(heads)} head{'s' if len(heads) > 1 else ''}"
-    return f"{after(steps, at)}{grouped(of)} slots of {heads}: {shares}."
+    return f"{reading.after(steps, at)}{grouped(of)} slots of {heads}: {shares}."
 
 
 def grouped(x):
@@ -220,15 +202,15 @@ def test_compare_at_every_compaction(browser, trace, other):
     for at in reversed(range(last)):
         press(frame, "ArrowLeft", at)
         check(at, ALL)
-    for heads, at in zip(selections(frame), (last, last // 2, 3, last - 1), strict=True):
-        drag(frame, at)
+    for heads, at in zip(reading.selections(frame), (last, last // 2, 3, last - 1), strict=True):
+        reading.drag(frame, at)
         check(at, heads)
     assert kinds == {"later", "k0", "both", "a1", "a2", "a3", "b1", "b2", "b3"}
     for option, alone in ((1, trace), (2, other)):
         frame.locator("#show").select_option(index=option)
         seen, heads = look(frame), [(layer, 2) for layer in range(4)]
         counts, fed, _ = count(alone, steps, last - 1, heads)
-        assert seen["kinds"] == kinds_of_counts(seen["legend"], counts, fed, 4)
+        assert seen["kinds"] == reading.kinds_of_counts(seen["legend"], counts, fed, 4)
         assert seen["state"] == state_of_two((trace, other), steps, last - 1, heads)
 
 
@@ -247,7 +229,7 @@ def after_sentence(lines, trace, position, run=""):
     """The tooltip's lines behind those on place and sentence, which are asserted."""
     place, sentence, *rest = lines
     assert place == f"position {position}{', prompt' if position < trace.n_prompt else ''}"
-    found = sentence_of(trace, position)
+    found = reading.sentence_of(trace, position)
     if not found:
         assert sentence == "sentence not finished"
         return rest
@@ -290,7 +272,7 @@ def test_hover_over_all_heads(browser, trace):
         assert lines == ([f"held by {counts[p]} of 16 heads", CHOOSE] if p < fed else ["not written yet"])
         assert tip["squares"] == (squares([trace], fed, p) if p < fed else [])
     frame.page.mouse.move(5, 5)
-    wait(frame, "byId('tip').hidden")
+    reading.wait(frame, "byId('tip').hidden")
 
 
 @pytest.mark.parametrize("name", ["trace", "uneven"])
@@ -317,9 +299,9 @@ def test_hover_over_one_head(browser, request, name):
         if p >= c.step:
             assert lines == ["not written yet"]
             continue
-        end = dropped(trace, p, layer, head)
-        held = f"held, until {fed_by(trace, end)}" if end else "held to the end"
-        assert lines.pop(0) == (held if p in kept else f"dropped by {fed_by(trace, end)}")
+        end = reading.dropped(trace, p, layer, head)
+        held = f"held, until {reading.fed_by(trace, end)}" if end else "held to the end"
+        assert lines.pop(0) == (held if p in kept else f"dropped by {reading.fed_by(trace, end)}")
         if p in candidates:
             assert lines == []
             assert_scores(tip["rows"], c.scores, candidates.index(p))
@@ -329,7 +311,7 @@ def test_hover_over_one_head(browser, request, name):
     skipped = [step for step in trace.steps if step not in {c.step for c in history}]
     assert bool(skipped) == (name == "uneven")
     for step in skipped:
-        drag(frame, trace.steps.index(step) + 1)
+        reading.drag(frame, trace.steps.index(step) + 1)
         assert hover(frame, 0)["lines"][-1] == "this head was not compacted at this step"
 
 
@@ -341,7 +323,7 @@ def test_hover_over_two_traces(browser, trace, other):
     for p in np.random.default_rng(9).choice(fed, 8, replace=False).tolist():
         tip = hover(frame, p)
         lines = after_sentence(tip["lines"], trace, p, "a: ")
-        if found := sentence_of(other, p):
+        if found := reading.sentence_of(other, p):
             assert_lambda(lines.pop(0), found[2], "b: ")
         held = [count(t, steps, at, ALL)[0][p] for t in (trace, other)]
         assert lines == [*(f"{run}: held by {n} of 16 heads" for run, n in zip("ab", held, strict=True)), CHOOSE]
@@ -357,10 +339,10 @@ def test_keys_and_clicks_reach_every_token(browser, trace):
     text.focus()
 
     def check(p, rest=None):
-        wait(frame, f"view.at === {p}")
+        reading.wait(frame, f"view.at === {p}")
         # Two pictures later the page has heard that it was scrolled, and that the mouse is over other text.
         frame.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        after_sentence(tip_of(frame)["lines"], trace, p)
+        after_sentence(reading.tip_of(frame)["lines"], trace, p)
         assert frame.evaluate("view.spans.filter((token) => token.matches('.here')).map((token) => token.at)") == [p]
         box, area = (frame.evaluate(f"{of}.getBoundingClientRect()") for of in (f"view.spans[{p}]", "byId('text')"))
         assert box["top"] >= area["top"] and box["bottom"] <= area["bottom"]
@@ -374,7 +356,7 @@ def test_keys_and_clicks_reach_every_token(browser, trace):
         frame.page.keyboard.press(key)
         check(p)
     frame.page.keyboard.press("Escape")
-    wait(frame, "byId('tip').hidden && !document.querySelector('.here')")
+    reading.wait(frame, "byId('tip').hidden && !document.querySelector('.here')")
     box = frame.locator(".strip.held").bounding_box()
     for p in (n - 3, n // 2, 4):
         mouse.click(box["x"] + box["width"] * (p + 0.5) / n, box["y"] + 5)
@@ -382,7 +364,7 @@ def test_keys_and_clicks_reach_every_token(browser, trace):
     assert hover(frame, 7)["lines"][0] == "position 7, prompt"
     text.hover()
     mouse.wheel(0, 2000)
-    wait(frame, "byId('tip').hidden")
+    reading.wait(frame, "byId('tip').hidden")
 
 
 # -- survival
@@ -424,14 +406,14 @@ def test_hover_and_keys_over_survival(browser, trace):
 
     def check(p, at, head):
         place, when, state = frame.locator("#tip div").all_text_contents()
-        number, thought, lam, _ = sentence_of(trace, p) or (0, 0, 0.0, 0)
+        number, thought, lam, _ = reading.sentence_of(trace, p) or (0, 0, 0.0, 0)
         kind = "prompt" if p < trace.n_prompt else "re-checking" if thought else "execution"
         sentence = f", sentence {number}" if number else ""
         assert place == f"position {p}, {kind}{sentence}" + (f", λ {round(lam, 4):.3f}" if lam else "")
-        assert when == (f"after {fed_by(trace, at)}" if at else "before the first compaction")
-        end = dropped(trace, p, layer, head)
-        held = f"held, until {fed_by(trace, end)}" if end else "held, to the end"
-        gone = f"dropped by {fed_by(trace, end)}" if end and end <= at else held
+        assert when == (f"after {reading.fed_by(trace, at)}" if at else "before the first compaction")
+        end = reading.dropped(trace, p, layer, head)
+        held = f"held, until {reading.fed_by(trace, end)}" if end else "held, to the end"
+        gone = f"dropped by {reading.fed_by(trace, end)}" if end and end <= at else held
         assert state == ("not written yet" if p >= trace.steps[max(at - 1, 0)] else gone)
 
     for k, head in enumerate(heads):
