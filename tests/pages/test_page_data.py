@@ -78,9 +78,10 @@ def test_the_page_holds_the_kept_sets(trace):
 
 
 @pytest.mark.parametrize("evict", [True, False])
-@pytest.mark.parametrize(
-    "method", ["skipkv:budget=64/48/40/32,interval=16,tau=0.88", "rkv:budget=48,interval=16,compat=official"]
-)
+@pytest.mark.parametrize("method", [
+    "skipkv:budget=64/48/40/32,interval=16,tau=0.88", "rkv:budget=48,interval=16,compat=official",
+    "rkv:budget=48,interval=16,allocate=layer", "knorm:budget=48,interval=16",
+])  # fmt: skip
 def test_a_real_trace(model, trace, method, evict):
     found = model.replay(trace.tokens, f"{method},evict={evict}", n_prompt=trace.n_prompt, trace="scores").trace
     header, arrays = assert_same(found, viz.kept(found))
@@ -163,6 +164,7 @@ def assert_line(line, expected):
 
 @pytest.mark.parametrize("method", [
     "rkv:budget=66,interval=16", "h2o:budget=40,interval=32", "streaming:budget=130/70/66/20,interval=16",
+    "skipkv:budget=66,interval=16,tau=0.88,allocate=layer",
 ])  # fmt: skip
 def test_the_caches_line_is_what_the_run_measured(model, method):
     out = model.generate(PROMPT, method, trace=True, max_new_tokens=230, progress=False)[0]
