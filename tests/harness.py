@@ -131,10 +131,16 @@ def like_skipkv(c):
     return mix * c.importance - rest * c.redundancy[: c.n_candidates] - c.penalties[: c.n_candidates]
 
 
+BLEND = {"position": 1e-4, "sums": 0.01, "importance": 0.5, "redundancy": -0.7, "penalty": -1, "noise": 1e-3,
+         "key_norm": 0.02, "key_likeness": -0.03}  # fmt: skip
+
+
 def make(name, **parameters):
-    """The method of this name; of the parameters those that it takes. `custom` scores as skipkv does."""
-    known = (*methods.TABLE[name]["parameters"].split(), "protect", "evict", "compat")
+    """The method of this name; of the parameters those it takes. `custom` scores as skipkv, `blend` by all terms."""
+    known = (*methods.TABLE[name]["parameters"].split(), *methods.SHARED_PARAMETERS)
     taken = {key: value for key, value in parameters.items() if key in known}
+    if name == "blend":
+        taken = BLEND | taken
     if name == "custom":
         return Custom(like_skipkv, ["importance", "redundancy", "penalties"], **taken)
     return CLASSES[name](**taken)
@@ -151,11 +157,16 @@ def room_of(name, budget, window):
     return min(b - newest - (newest == 0) for b, newest in kept.items())
 
 
+def weights_of(method):
+    """The weights of a blend, None of any other method."""
+    return {term: getattr(method, term) for term in spec.TERMS if getattr(method, term, 0)} or None
+
+
 def as_reference(method, shape):
     """The reference's method of the same parameters; budgets [n_layers, n_kv]."""
-    names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed"]
-    names += [name for name in ("protect", "evict", "allocate", "weights") if hasattr(method, name)]
-    values = {name: getattr(method, name) for name in names}
+    names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed" and n not in spec.TERMS]
+    values = {name: getattr(method, name) for name in (*names, "protect", "evict", "allocate")}
+    values["weights"] = weights_of(method)
     if "budget" in values:
         values["budget"] = method.as_dict(shape)["budget"]
     return spec.Method(reference_name(method.name), **values)
@@ -288,6 +299,22 @@ def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
     return "near" if selection.redundancy is not None and spec.cosine_margin(keys) < margin else "different"
 
 
+def judge_layer(scores, kept, wanted, keys, rtol=1e-5, margin=1e-6):
+    """The same of heads that share their budgets: all of them as if they were one. scores: {name: [C]} of each head."""
+    starts = np.cumsum([0, *(len(s["score"]) for s in scores)])
+    names = [n for n in ("importance", "redundancy", "penalty", "score") if scores[0].get(n) is not None]
+    joined = {name: [np.concatenate([s[name] for s in scores])] for name in names}
+    mine, theirs = (
+        np.concatenate([k[k < len(s["score"])] + at for k, s, at in zip(heads, scores, starts, strict=False)])
+        for heads in (kept, wanted)
+    )
+    none = dict.fromkeys(("importance", "redundancy", "penalty"))
+    selection = spec.Selection(**(none | joined | {"kept": [theirs]}))
+    verdict = judge(selection, 0, mine, keys[0], 0, rtol)
+    near = selection.redundancy is not None and any(spec.cosine_margin(k) < margin for k in keys)
+    return "near" if verdict == "different" and near else verdict
+
+
 def same_scores(got, want, keys, rtol, margin=1e-6):
     """Asserts that a head's scores agree, {name: array} each; the score relative to the terms that it is the sum of.
 
@@ -297,6 +324,8 @@ def same_scores(got, want, keys, rtol, margin=1e-6):
     excused = False
     for key, value in got.items():
         size = sum(parts) if key == "score" and parts else np.abs(want[key])
+        if key == "score" and not parts:  # a term by itself; a cosine near 0 is a sum of products that are not
+            size = np.full(len(want[key]), np.abs(want[key]).max(initial=0))
         agrees = len(value) == len(size) and bool((np.abs(value - want[key]) <= rtol * size + 1e-30).all())
         if not agrees and key in ("redundancy", "score") and want.get("redundancy") is not None:
             excused = excused or spec.cosine_margin(keys) < margin
@@ -329,7 +358,7 @@ def captured(model, method, records, tokens, *, row, **options):
     twin = Custom(
         score, ["queries", "sums", "penalties"], budget=method.budget, interval=method.interval, tau=method.tau,
         window=getattr(method, "window", 1), protect=method.protect, evict=method.evict,
-        compat=method.compat,
+        compat=method.compat, allocate=method.allocate,
     )  # fmt: skip
     session = open_session(model, twin, **options)
     return seen, replay(session, session.open(len(tokens), **row), tokens)[0]
