@@ -135,6 +135,6 @@ def test_no_test_file_grows_past_600_lines(path):
 
 
 def test_basenames_of_tests_are_unique():
-    """pytest puts the folders of tests on the path, so two files of one name would be one module."""
-    names = [path.name for path in TESTS.rglob("*.py") if path.parent != TESTS / "spec"]
+    """pytest puts the folders of tests on the path, so two files of one name would be one module, but for conftests."""
+    names = [path.name for path in TESTS.rglob("*.py") if path.parent != TESTS / "spec" and path.stem != "conftest"]
     assert sorted(names) == sorted(set(names))

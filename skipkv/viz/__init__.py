@@ -3,11 +3,11 @@
 Trace → encode: when each head gave up each position → deflated data block ┐
 Trace → encode: sentences, λ, α, bytes, scores if they fit ────────────────┼→ Page: kept, compare, survival
 page.html, page.css, *.js ─────────────────────────────────────────────────┘
-Outcomes or Fidelities → curves → Picture: curve
+Outcomes, runs of the demo or Fidelities → curves → Picture: curve
 """
 
-from .curves import curve
-from .page import Page, Picture
+from .curves import Picture, curve
+from .page import Page
 from .views import compare, kept, survival
 
 __all__ = ["Page", "Picture", "compare", "curve", "kept", "survival"]

@@ -1,4 +1,4 @@
-// Small helpers: elements, numbers, colours of the theme, canvases in device pixels.
+// Small helpers: elements, numbers, colours of the theme, canvases over the positions of the text.
 
 const byId = (id) => document.getElementById(id);
 
@@ -8,8 +8,31 @@ function make(tag, properties = {}, ...children) {
   return node;
 }
 
+// An element that a screen reader takes for a picture.
+function picture(tag, label, properties) {
+  return Object.assign(make(tag, properties), { role: "img", ariaLabel: label });
+}
+
+// The page's title, what it shows, and of which run.
+function introduce(title, text, run) {
+  byId("title").textContent = title;
+  byId("about").replaceChildren(text, make("small", { textContent: run }));
+}
+
+// Shows the page's data, again when the theme changes; the view is there for whoever looks from outside.
+function start(View) {
+  const show = (data) => {
+    window.view = new View(data);
+    view.draw();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.draw());
+  };
+  unpack(byId("data").textContent).then(show, (error) => (byId("about").textContent = "This browser cannot read the page's data: " + error));
+}
+
 const plural = (n, word) => number(n) + " " + word + (n === 1 ? "" : "s");
 const number = (x) => Math.round(x).toString().replace(/\B(?=(\d{3})+$)/g, "\u202f");
+const compaction = (data, frame) => `compaction ${frame} (${number(data.fed[frame])} tokens fed)`;
+const percent = (position, n) => (100 * position) / n + "%";
 
 function amount(value, unit) {
   if (unit === "slots") return number(value) + " slots";
@@ -18,44 +41,23 @@ function amount(value, unit) {
   return (k && scaled < 100 ? scaled.toPrecision(3) : Math.round(scaled)) + " " + ["B", "kB", "MB", "GB"][k];
 }
 
-const figure = (x) => (Number.isNaN(x) ? "not finite" : x === 0 ? "0" : Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toFixed(5));
-
-// Custom properties of page.css, as canvases need them.
-const theme = {
-  cache: {},
-  get(name) {
-    return (this.cache[name] ??= getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim());
-  },
-  rgb(name) {
-    const hex = this.get(name);
-    return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  },
-};
-
-// Calls `draw` now, when the theme changes and when the window's width does.
-function drawAlways(draw) {
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    theme.cache = {};
-    draw();
-  });
-  let width = innerWidth, due = 0;
-  addEventListener("resize", () => {
-    if (innerWidth === width) return;
-    width = innerWidth;
-    cancelAnimationFrame(due);
-    due = requestAnimationFrame(draw);
-  });
+// A custom property of page.css as [red, green, blue].
+function rgb(name) {
+  const hex = getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-// A cleared context whose unit is the CSS pixel, and the canvas's size in it.
-function fresh(canvas) {
-  const scale = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
-  canvas.width = Math.round(width * scale);
-  canvas.height = Math.round(height * scale);
-  const context = canvas.getContext("2d");
-  context.scale(scale, scale);
-  return { context, width, height };
+// Draws rows of columns, each for some positions: colourOf(from, to, row) is [red, green, blue], or null for none.
+function drawColumns(canvas, n, rows, colourOf) {
+  const columns = Math.min(n, 2048), image = new ImageData(columns, rows);
+  for (let c = 0; c < columns; c++) {
+    const from = Math.floor((c * n) / columns), to = Math.floor(((c + 1) * n) / columns);
+    for (let row = 0; row < rows; row++) {
+      const colour = colourOf(from, to, row);
+      if (colour) image.data.set([...colour, 255], 4 * (row * columns + c));
+    }
+  }
+  Object.assign(canvas, { width: columns, height: rows }).getContext("2d").putImageData(image, 0, 0);
 }
 
 // Text beside the pointer or below a rectangle, inside the window.
@@ -68,13 +70,9 @@ function placeTip(tip, x, y, avoid = 18) {
 }
 
 function legend(name, entries) {
-  byId("legend").replaceChildren(
-    make("span", { className: "legend-name", textContent: name }),
-    ...entries.map(([kind, label]) => {
-      const item = make("span", { className: "entry" }, make("span", { className: "swatch " + kind, textContent: "ab" }), label);
-      item.firstChild.setAttribute("aria-hidden", "true");
-      item.setAttribute("role", "listitem");
-      return item;
-    }),
-  );
+  const items = entries.map(([kind, label]) => {
+    const swatch = make("span", { className: "swatch " + kind, textContent: "ab", ariaHidden: "true" });
+    return make("span", { className: "entry", role: "listitem" }, swatch, label);
+  });
+  byId("legend").replaceChildren(make("span", { className: "legend-name", textContent: name }), ...items);
 }

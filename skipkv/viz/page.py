@@ -16,14 +16,12 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from skipkv.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,9 +30,7 @@ class Page:
 
     Attributes
     ----------
-    html : str
-        The whole page.
-    title : str
+    html, title : str
     height : int
         Of the frame in a notebook, in CSS pixels.
     """
@@ -44,10 +40,8 @@ class Page:
     height: int = 760
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # a lone surrogate, which a file of JSON can bring, cannot be written
-            value = getattr(self, field.name)
-            if isinstance(value, str):
-                object.__setattr__(self, field.name, value.encode("utf-8", "replace").decode())
+        for name in ("html", "title"):  # a lone surrogate, which a file of JSON can bring, cannot be written
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "replace").decode())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.title!r}: {len(self.html.encode())} bytes; save(path) writes it>"
@@ -62,32 +56,6 @@ class Page:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the page to a file."""
         Path(path).write_text(self.html, encoding="utf-8")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Picture(Page):
-    """A page that holds one SVG.
-
-    Attributes
-    ----------
-    svg : str
-        The picture alone.
-    """
-
-    svg: str = ""
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture (``.svg``) or the page (``.html``).
-
-        Raises
-        ------
-        ConfigError
-            The name ends otherwise.
-        """
-        suffix = Path(path).suffix.lower()
-        if suffix not in (".svg", ".html", ".htm"):
-            raise ConfigError(f"path is {str(path)!r}; allowed: names that end in .svg or .html")
-        Path(path).write_text(self.svg if suffix == ".svg" else self.html, encoding="utf-8")
 
 
 def asset(name: str) -> str:
@@ -111,18 +79,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def fill(title: str, body: str, scripts: Sequence[str], data: str = "") -> str:
-    """page.html with everything in it.
-
-    Parameters
-    ----------
-    title : str
-    body : str
-        HTML.
-    scripts : sequence of str
-        Names of templates.
-    data : str
-        Of `pack`.
-    """
+    """page.html with everything in it: body is HTML, scripts are names of templates, data is of `pack`."""
     values = {
         "title": html.escape(title), "style": asset("page.css"), "body": body, "data": data,
         "script": "\n".join(asset(name) for name in scripts),

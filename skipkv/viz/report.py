@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from skipkv.eval.results import Run
 from skipkv.trace import Trace
@@ -27,7 +26,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     Parameters
     ----------
     runs : sequence of Run
-        Of `skipkv.demo.demo`; the full cache first.
+        Of `skipkv.eval.demo`; the full cache first.
     problem : {"prompt", "answer"}
     number : int
         Which of the problems it is.
@@ -36,7 +35,6 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     which : str
         What all problems share.
     """
-    outcomes = [replace(run.outcome, run=run.label) for run in runs]
     first = runs[0].outcome
     model = str(a.settings.get("model", ""))
     values = {
@@ -46,7 +44,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
         "problems": f"{first.n}",
         "length": f"{first.length:.0f}",
         "common": html.escape(_common(runs)),
-        "curve": curve(outcomes, title=f"Accuracy against budget, {first.n} problems").svg,
+        "curve": curve(runs, title=f"Accuracy against budget, {first.n} problems").inline(),
         "table": _table(runs),
         "number": f"{number}",
         "prompt": html.escape(problem["prompt"]),
@@ -59,16 +57,16 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
 
 
 def _common(runs: Sequence[Run]) -> str:
-    method = next(run.method for run in runs if run.method.name == "skipkv")
+    method = runs[-1].method
     shared = f"interval={method.interval}, window={method.window}, tau={method.tau:g}, protect={method.protect}"
     steering = next((run.outcome.steering for run in runs if run.steered), None)
     return shared + (f"; steering: layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
 
 
 def _frame(trace: Trace, number: int) -> str:
-    method, page = html.escape(str(trace.method)), html.escape(kept(trace).html)
-    frame = f'<iframe title="{method}, problem {number}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
-    return f"<div><h3>{method.partition(':')[0]}</h3>{frame}</div>"
+    title, page = html.escape(f"{trace.method}, problem {number}"), html.escape(kept(trace).html)
+    frame = f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+    return f"<div><h3>{html.escape(trace.method.name)}</h3>{frame}</div>"
 
 
 def _table(runs: Sequence[Run]) -> str:

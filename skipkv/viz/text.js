@@ -23,63 +23,52 @@ class TextView {
     this.counts = [new Uint16Array(n), new Uint16Array(n), new Uint16Array(n)]; // first run, second run, both
     this.two = data.runs.length > 1;
     this.tip = new Tip(data);
+    byId("controls").hidden = byId("text").hidden = false;
     this.writeHead();
     this.writeText();
     this.watch();
-    const parts = ["held", "label", "lambda", "alpha", "cache"];
-    this.strips = new Strips(byId("strips"), data, parts, (p) => this.goTo(p));
-    this.frame = data.header.start;
-    byId("frame").max = data.frames - 1;
-    byId("frame").value = this.frame;
-    byId("frame").disabled = byId("play").disabled = data.frames === 1;
-    this.choose();
-    drawAlways(() => {
-      this.strips.draw();
-      this.paintStrip();
+    this.strips = new Strips(byId("strips"), data, (p) => {
+      this.spans[p].scrollIntoView({ block: "center" });
+      this.inspect(p, true);
     });
+    this.frame = data.header.start;
+    Object.assign(byId("frame"), { max: data.frames - 1, value: this.frame, disabled: data.frames === 1 });
+    byId("play").disabled = data.frames === 1;
+    this.choose();
     this.listen();
   }
 
   writeHead() {
     const { header, runs, n } = this.data;
     const names = this.two ? runs.map((run, i) => "ab"[i] + " = " + run.method).join(", ") : runs[0].method;
-    byId("title").textContent = this.two ? "What two caches kept" : "What the cache kept";
-    byId("about").textContent = this.two
-      ? "One text, two methods. Every token shows whose cache still holds its key and value: both, only one, or none."
-      : "Every token of the text, coloured by how many attention heads still hold its key and value. Move the slider to see the cache shrink.";
-    byId("about").append(make("small", { textContent: `${names} · ${runs[0].model ? runs[0].model + " · " : ""}${plural(n, "token")}, ${number(header.n_prompt)} of them prompt · ${plural(header.n_layers, "layer")} × ${plural(header.n_kv_heads, "KV head")}` }));
-    const fill = (select, all, values, word) => {
-      if (values.length > 1) select.append(make("option", { value: "", textContent: `${all} (${values.length})` }));
-      values.forEach((value, i) => select.append(make("option", { value: i, textContent: `${word} ${value}` })));
-    };
-    fill(byId("layer"), "all", header.layers, "layer");
-    fill(byId("head"), "all", header.heads, "head");
-    if (this.two) {
-      byId("shown").hidden = false;
-      for (const [value, text] of [["", "differences"], ["0", "a alone"], ["1", "b alone"]]) byId("show").append(make("option", { value, textContent: text }));
-    }
+    introduce(
+      this.two ? "What two caches kept" : "What the cache kept",
+      this.two ? "One text, two methods. Every token shows whose cache still holds its key and value: both, only one, or none."
+        : "Every token of the text, coloured by how many attention heads still hold its key and value. Move the slider to see the cache shrink.",
+      `${names} · ${runs[0].model ? runs[0].model + " · " : ""}${plural(n, "token")}, ${number(header.n_prompt)} of them prompt · ${plural(header.n_layers, "layer")} × ${plural(header.n_kv_heads, "KV head")}`,
+    );
+    const fill = (id, all, texts) => byId(id).append(...(all ? [new Option(all, "")] : []), ...texts.map((text, i) => new Option(text, i)));
+    for (const [id, values] of [["layer", header.layers], ["head", header.heads]])
+      fill(id, values.length > 1 && `all (${values.length})`, values.map((value) => `${id} ${value}`));
+    fill("show", "differences", ["a alone", "b alone"]);
+    byId("shown").hidden = !this.two;
     const notes = [];
     if (runs.some((run) => run.virtual)) notes.push("evict=False: the run dropped nothing; shown is what the method would have kept.");
     if (header.left_out) notes.push(`Scores were recorded but are left out: with them this page would exceed ${header.left_out / 1e6} MB. Choose fewer layers or heads when making it.`);
     if (header.texts.some((text) => text.includes("\ufffd"))) notes.push("A dotted � is a token that holds only a part of a character.");
     byId("note").textContent = notes.join(" ");
-    byId("note").hidden = !notes.length;
   }
 
   writeText() {
-    const { header, n, runs } = this.data, main = byId("text");
-    this.spans = new Array(n);
-    this.blocks = sentencesOf(runs[0], n);
-    const pieces = document.createDocumentFragment();
+    const { header, runs } = this.data;
+    this.spans = [];
+    this.blocks = runs[0].blocks;
     for (const s of this.blocks) {
       const body = make("div", { className: "body" });
       for (let p = s.first; p <= s.last; p++) {
-        const text = header.texts[p], span = document.createElement("span");
-        span.textContent = visible(text, p === s.last);
-        span.at = p;
-        span.extra = text.includes("\ufffd") ? " part" : "";
-        this.spans[p] = span;
-        body.append(span);
+        const text = header.texts[p];
+        this.spans[p] = make("span", { textContent: visible(text, p === s.last), at: p, extra: text.includes("\ufffd") ? " part" : "" });
+        body.append(this.spans[p]);
       }
       const kind = s.last < header.n_prompt ? "prompt" : !s.number ? "" : s.thought ? "re-check" : "";
       const margin = make("div", { className: "margin" },
@@ -87,11 +76,9 @@ class TextView {
         make("span", { className: "kind " + kind, textContent: kind }),
         make("span", { className: "lambda", textContent: s.lambda > 0 ? (this.two ? "λ a " : "λ ") + s.lambda.toFixed(2) : "" }));
       margin.title = s.number ? `sentence ${s.number}: ${s.thought ? "re-checking" : "execution"}, λ ${s.lambda}` : "not finished";
-      s.node = make("div", { className: "sentence" + (s.thought ? " check" : "") }, margin, body);
-      s.node.sentence = s;
-      pieces.append(s.node);
+      s.node = make("div", { className: "sentence" + (s.thought ? " check" : ""), sentence: s }, margin, body);
     }
-    main.append(pieces);
+    byId("text").append(...this.blocks.map((s) => s.node));
   }
 
   watch() {
@@ -132,14 +119,12 @@ class TextView {
         if (n > 1) entries.push([which + "1", `by more heads in ${which}`]);
         entries.push([which + "3", n > 1 ? `by far more in ${which}` : `only by ${which}`]);
       }
-    } else {
-      entries.push(["k0", n > 1 ? "none" : "dropped"]);
-      if (n === 1) entries.push(["k8", "held"]);
-      const counts = new Map();
-      for (let c = 1; n > 1 && c <= n; c++) counts.set(levelOf(c, n), [...(counts.get(levelOf(c, n)) || []), c]);
-      for (const [level, of] of counts) {
-        const range = of.length > 1 ? `${of[0]}–${of.at(-1)}` : `${of[0]}`;
-        entries.push(["k" + level, of.at(-1) === n ? (of.length > 1 ? range : `all ${n}`) : range]);
+    } else if (n === 1) entries.push(["k0", "dropped"], ["k8", "held"]);
+    else {
+      entries.push(["k0", "none"]);
+      for (let first = 1, last = 1; first <= n; first = ++last) {
+        while (last < n && levelOf(last + 1, n) === levelOf(first, n)) last++;
+        entries.push(["k" + levelOf(first, n), first < last ? `${first}–${last}` : last === n ? `all ${n}` : `${first}`]);
       }
     }
     entries.push(["later", "not written yet"]);
@@ -147,67 +132,53 @@ class TextView {
   }
 
   paint() {
-    const { data, chosen, frame, counts } = this, n = data.n, of = chosen.length, upto = data.fed[frame];
-    data.runs.forEach((run, i) => countHeld(data, run, chosen, frame, counts[i]));
-    if (this.two) countBoth(data, data.runs[0], data.runs[1], chosen, frame, counts[2]);
-    const [a, b] = counts, single = this.shown === "" ? null : counts[Number(this.shown)];
-    const k0 = code("k0"), both = code("both"), a1 = code("a1"), b1 = code("b1");
+    const { data, chosen, frame, counts } = this, { runs, n, fed } = data, of = chosen.length;
+    this.held = runs.map((run, i) => countHeld(data, [run], chosen, frame, counts[i]));
+    if (this.two) this.held.push(countHeld(data, runs, chosen, frame, counts[2]));
+    const [a, b] = counts, k0 = code("k0"), both = code("both"), first = { a: code("a1"), b: code("b1") };
     const levels = Array.from({ length: of + 1 }, (_, c) => k0 + levelOf(c, of));
+    const difference = (x, y) => (x === y ? (x ? both : k0) : first[x > y ? "a" : "b"] + strength(x - y, of) - 1);
     for (let p = 0; p < n; p++) {
-      let now = 0;
-      if (p >= upto) now = 0;
-      else if (single) now = levels[single[p]];
-      else if (a[p] === b[p]) now = a[p] ? both : k0;
-      else now = (a[p] > b[p] ? a1 : b1) + strength(a[p] - b[p], of) - 1;
-      this.codes[p] = now;
+      if (p >= fed[frame]) this.codes[p] = code("later");
+      else this.codes[p] = this.shown === "" ? difference(a[p], b[p]) : levels[counts[this.shown][p]];
     }
     this.near.forEach((s) => this.paintSentence(s));
     this.writeState();
     if (this.at != null && !this.tip.node.hidden) this.inspect(this.at, false);
-    if (this.strips && this.strips.width) {
-      this.strips.setStep(upto);
-      this.paintStrip();
-    }
+    this.strips.setStep(fed[frame]);
+    this.draw();
   }
 
   // The strip's column: the mean level of its positions, or the difference that most of them show.
-  paintStrip() {
-    const k0 = code("k0");
-    this.strips.setStep(this.data.fed[this.frame]);
-    this.strips.setHeld((from, to) => {
-      const seen = this.codes.subarray(from, Math.min(to, this.data.fed[this.frame]));
-      if (!seen.length) return "";
-      if (this.shown !== "") return theme.get(CLASSES[Math.round(seen.reduce((sum, c) => sum + c, 0) / seen.length)]);
-      const votes = new Uint16Array(CLASSES.length);
-      for (const c of seen) votes[c]++;
-      const most = votes.indexOf(Math.max(...votes));
-      return theme.get(CLASSES[most < 0 ? k0 : most]);
+  draw() {
+    const colours = CLASSES.map(rgb), { data, codes } = this;
+    drawColumns(this.strips.held, data.n, 1, (from, to) => {
+      const seen = codes.subarray(from, Math.min(to, data.fed[this.frame]));
+      if (!seen.length) return null;
+      if (this.shown !== "") return colours[Math.round(seen.reduce((sum, c) => sum + c, 0) / seen.length)];
+      const votes = CLASSES.map((_, c) => seen.filter((x) => x === c).length);
+      return colours[votes.indexOf(Math.max(...votes))];
     });
   }
 
   writeState() {
-    const { data, frame, chosen, counts } = this, fed = data.fed[frame], total = data.frames - 1;
-    const where = !total ? `nothing was compacted, ${number(fed)} tokens fed`
-      : frame ? `after compaction ${frame} of ${total}, ${number(fed)} tokens fed` : `before the first of ${total} compactions, ${number(fed)} tokens fed`;
-    const sums = counts.map((list) => list.reduce((sum, c) => sum + c, 0));
-    const slots = fed * chosen.length, share = (x) => (slots ? Math.round((100 * x) / slots) : 0) + " %";
-    let held;
+    const { data, frame, chosen, held } = this, fed = data.fed[frame], total = data.frames - 1, of = chosen.length;
+    const when = !total ? "nothing was compacted" : frame ? `after compaction ${frame} of ${total}` : `before the first of ${total} compactions`;
+    const where = `${when}, ${number(fed)} tokens fed`;
+    const sums = held.map((list) => list.reduce((sum, c) => sum + c, 0));
+    const slots = fed * of, share = (x) => (slots ? Math.round((100 * x) / slots) : 0) + " %", part = (name, x) => `${name} ${number(x)} (${share(x)})`;
+    let what;
     if (this.two) {
       const [a, b, both] = sums;
-      held = `${plural(slots, "slot")} of ${plural(chosen.length, "head")}: both hold ${number(both)} (${share(both)}), only a ${number(a - both)} (${share(a - both)}), only b ${number(b - both)} (${share(b - both)}), neither ${number(slots - a - b + both)} (${share(slots - a - b + both)})`;
+      what = `${plural(slots, "slot")} of ${plural(of, "head")}: ` + [part("both hold", both), part("only a", a - both), part("only b", b - both), part("neither", slots - a - b + both)].join(", ");
     } else {
-      held = `${chosen.length > 1 ? `each of ${number(chosen.length)} heads holds ` + number(sums[0] / chosen.length) + (sums[0] % chosen.length ? " on average" : "") : "the head holds " + number(sums[0])} of ${number(fed)} (${share(sums[0])})`;
+      const alike = held[0].every((size) => size === held[0][0]) ? "" : " on average";
+      what = `${of > 1 ? `each of ${number(of)} heads holds ` : "the head holds "}${number(sums[0] / of)}${alike} of ${number(fed)} (${share(sums[0])})`;
       const size = data.runs[0].bytes.find((pair) => pair[0] === fed);
-      if (size && frame) held += `, the whole cache takes ${amount(size[1], "bytes")}`;
+      if (size && frame) what += `, the whole cache takes ${amount(size[1], "bytes")}`;
     }
-    byId("state").textContent = where[0].toUpperCase() + where.slice(1) + ": " + held + ".";
+    byId("state").textContent = where[0].toUpperCase() + where.slice(1) + ": " + what + ".";
     byId("frame").setAttribute("aria-valuetext", where);
-  }
-
-  // Scrolls the text to a position and tells about it.
-  goTo(position) {
-    this.spans[position].scrollIntoView({ block: "center" });
-    this.inspect(position, true);
   }
 
   inspect(position, speak) {
@@ -219,22 +190,18 @@ class TextView {
   }
 
   focus(position) {
-    if (this.at !== undefined && this.at !== null) this.spans[this.at].classList.remove("here");
+    this.spans[this.at]?.classList.remove("here");
     this.at = position;
-    if (position !== null) this.spans[position].classList.add("here");
+    this.spans[position]?.classList.add("here");
     this.strips.setMark(position);
   }
 
   listen() {
     const main = byId("text"), slider = byId("frame");
-    let due = 0;
-    slider.addEventListener("input", () => {
-      cancelAnimationFrame(due);
-      due = requestAnimationFrame(() => this.moveTo(Number(slider.value)));
-    });
-    // Inside a report the pages beside this one follow, and this one follows them.
+    slider.addEventListener("input", () => this.setFrame(Number(slider.value)));
     addEventListener("message", ({ source, data }) => {
-      if (source === parent && source !== window && data && Number.isInteger(data.skipkvStep)) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length);
+      const follow = source === parent && source !== window && Number.isInteger(data?.skipkvStep);
+      if (follow) this.setFrame(this.data.header.steps.filter((step) => step <= data.skipkvStep).length, false);
     });
     for (const id of ["layer", "head", "show"]) byId(id).addEventListener("change", () => this.choose());
     let pointer = "";
@@ -246,15 +213,14 @@ class TextView {
       this.focus(event.target.at);
       this.tip.show(event.target.at, this, event.clientX, event.clientY);
     });
-    main.addEventListener("pointerleave", () => this.leave());
+    for (const name of ["pointerleave", "blur"]) main.addEventListener(name, () => this.leave());
     main.addEventListener("scroll", () => this.scrolled());
-    main.addEventListener("blur", () => this.leave());
     main.addEventListener("keydown", (event) => this.key(event));
     byId("play").addEventListener("click", () => this.play());
   }
 
   leave() {
-    this.tip.hide();
+    this.tip.node.hidden = true;
     this.focus(null);
   }
 
@@ -262,7 +228,7 @@ class TextView {
   scrolled() {
     const area = byId("text").getBoundingClientRect(), box = this.at != null && this.spans[this.at].getBoundingClientRect();
     if (this.pinned && box && box.bottom > area.top && box.top < area.bottom) this.inspect(this.at, false);
-    else this.tip.hide();
+    else this.tip.node.hidden = true;
   }
 
   key(event) {
@@ -281,34 +247,24 @@ class TextView {
     this.inspect(this.last, true);
   }
 
-  moveTo(frame) {
-    this.setFrame(frame);
-    if (parent !== window) parent.postMessage({ skipkvStep: frame && this.data.header.steps[frame - 1] }, "*");
-  }
-
-  setFrame(frame) {
-    this.frame = frame;
-    byId("frame").value = frame;
+  // `tell`: to the report around this page, which moves the pages beside it.
+  setFrame(frame, tell = true) {
+    this.frame = byId("frame").value = frame;
     this.paint();
+    if (tell && parent !== window) parent.postMessage({ skipkvStep: frame && this.data.header.steps[frame - 1] }, "*");
   }
 
   play() {
     const button = byId("play"), total = this.data.frames;
     const stop = () => {
-      clearInterval(this.timer);
-      this.timer = 0;
-      button.textContent = "▶";
-      button.setAttribute("aria-label", "Play the compactions");
+      this.timer = clearInterval(this.timer);
+      Object.assign(button, { textContent: "▶", ariaLabel: "Play the compactions" });
     };
     if (this.timer) return stop();
-    button.textContent = "⏸";
-    button.setAttribute("aria-label", "Stop");
-    if (this.frame === total - 1) this.moveTo(0);
-    this.timer = setInterval(() => (this.frame < total - 1 ? this.moveTo(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
+    Object.assign(button, { textContent: "⏸", ariaLabel: "Stop" });
+    if (this.frame === total - 1) this.setFrame(0);
+    this.timer = setInterval(() => (this.frame < total - 1 ? this.setFrame(this.frame + 1) : stop()), Math.max(60, Math.min(500, 12000 / total)));
   }
 }
 
-unpack(byId("data").textContent).then(
-  (data) => (window.view = new TextView(data)),
-  (error) => (byId("state").textContent = "This browser cannot read the page's data: " + error),
-);
+start(TextView);
