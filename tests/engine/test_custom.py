@@ -118,19 +118,16 @@ def test_the_first_of_two_failing_rows_is_told(backend):
         session.forward(np.array([[rows[0], 41], [rows[1], 42]], np.int32), np.zeros(83, np.int32))
 
 
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        (lambda c: np.zeros(5), "custom score: expected shape [34], found [5]"),
-        (lambda c: np.zeros((34, 1)), "custom score: expected shape [34], found [34, 1]"),
-        (lambda c: "high", "custom score: expected an array of type numpy.float32, found str"),
-        (lambda c: None, "custom score: expected shape [34], found []"),
-        (
-            lambda c: np.where((c.positions[:34] == 33) & (c.head == 1), np.nan, 0.0),
-            "custom score of candidate 33 (layer 0, head 1) is nan; allowed: numbers",
-        ),
-    ],
-)
+@pytest.mark.parametrize("value, message", [
+    (lambda c: np.zeros(5), "custom score: expected shape [34], found [5]"),
+    (lambda c: np.zeros((34, 1)), "custom score: expected shape [34], found [34, 1]"),
+    (lambda c: "high", "custom score: expected an array of type numpy.float32, found str"),
+    (lambda c: None, "custom score: expected shape [34], found []"),
+    (
+        lambda c: np.where((c.positions[:34] == 33) & (c.head == 1), np.nan, 0.0),
+        "custom score of candidate 33 (layer 0, head 1) is nan; allowed: numbers",
+    ),
+])  # fmt: skip
 def test_a_custom_score_is_checked(value, message, backend):
     session = harness.open_session(harness.build(variant=backend)[0], Custom(value, budget=30))
     row = session.open(60, n_prompt=42)

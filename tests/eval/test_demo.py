@@ -127,20 +127,17 @@ def test_side_by_side_shows_a_problem_that_tells_them_apart():
     assert (a.method.split(":")[0], b.method.split(":")[0]) == ("rkv", "skipkv")
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--problems", "0"], "problems is 0; allowed: integers from 1"),
-        (["--budgets", "0.5,2"], "budgets is '0.5,2'; allowed: shares above 0, up to 1, separated by commas"),
-        (["--budgets", "half"], "budgets is 'half'; allowed: shares above 0, up to 1, separated by commas"),
-        (["--steps", "8-4"], "steps is '8-4'; allowed: fewest-most from 1 to 31"),
-        (["--steps", "4-99"], "steps is '4-99'; allowed: fewest-most from 1 to 31"),
-        (["--protect", "all"], "protect is 'all'; allowed: none, prompt, sinks:N"),
-        (["--tau", "7"], "tau is 7; allowed: numbers from -1 to 2"),
-        (["--steering", "nowhere.safetensors"], "nowhere.safetensors: expected a file, found nothing"),
-        (["--out", "nowhere/report.html"], "out is 'nowhere/report.html'; there is no directory 'nowhere'"),
-    ],
-)
+@pytest.mark.parametrize("argv, message", [
+    (["--problems", "0"], "problems is 0; allowed: integers from 1"),
+    (["--budgets", "0.5,2"], "budgets is '0.5,2'; allowed: shares above 0, up to 1, separated by commas"),
+    (["--budgets", "half"], "budgets is 'half'; allowed: shares above 0, up to 1, separated by commas"),
+    (["--steps", "8-4"], "steps is '8-4'; allowed: fewest-most from 1 to 31"),
+    (["--steps", "4-99"], "steps is '4-99'; allowed: fewest-most from 1 to 31"),
+    (["--protect", "all"], "protect is 'all'; allowed: none, prompt, sinks:N"),
+    (["--tau", "7"], "tau is 7; allowed: numbers from -1 to 2"),
+    (["--steering", "nowhere.safetensors"], "nowhere.safetensors: expected a file, found nothing"),
+    (["--out", "nowhere/report.html"], "out is 'nowhere/report.html'; there is no directory 'nowhere'"),
+])  # fmt: skip
 def test_refusals_before_anything_runs(argv, message, capsys, monkeypatch):
     monkeypatch.setattr(demo, "evaluate", lambda *_, **__: pytest.fail("it ran"))
     assert main(["demo", *argv, "--quiet"]) == 2

@@ -287,16 +287,13 @@ def test_what_a_custom_score_raises_passes_through_with_what_was_finished(model)
     same(run(model, PROBLEMS[:3], failing(0, None), rows=1), whole)
 
 
-@pytest.mark.parametrize(
-    "what, message",
-    [
-        (lambda c: np.zeros(c.n_candidates - 1), "custom score: expected shape [57], found [56]"),
-        (
-            lambda c: np.full(c.n_candidates, np.nan),
-            "custom score of candidate 0 (layer 0, head 0) is nan; allowed: numbers",
-        ),
-    ],
-)
+@pytest.mark.parametrize("what, message", [
+    (lambda c: np.zeros(c.n_candidates - 1), "custom score: expected shape [57], found [56]"),
+    (
+        lambda c: np.full(c.n_candidates, np.nan),
+        "custom score of candidate 0 (layer 0, head 0) is nan; allowed: numbers",
+    ),
+])  # fmt: skip
 def test_a_bad_custom_score_is_refused(model, what, message):
     with pytest.raises(skipkv.ConfigError) as error:
         run(model, PROBLEMS[0], failing(1, what))
