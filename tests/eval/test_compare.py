@@ -5,20 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from generations import PROBLEMS
 from harness import refused
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.compare import bootstrap, compare, json_lines, plot, read_texts, table
-from skipkv.tiny.problems import draw
+from skipkv.compare import bootstrap, compare, json_lines, read_texts, table
 
-PROBLEMS = [problem["prompt"] for problem in draw(200)]
 STEERING = Steering(np.full(256, 0.05), 1, scope="generation")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return skipkv.load("tiny", threads=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +179,11 @@ def test_a_line_break_inside_of_a_text_is_no_line(tmp_path):
     assert list(json_lines(path)) == [(1, {"text": "a\u2028b\x85c\x0bd"}), (2, None)]
 
 
+NO_TEXT = "line 1: expected a JSON text, an object with a text, or one with prompt and output"
+
+
 @pytest.mark.parametrize("line, options, message", [
-    ("{", {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-    ("5", {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-    ('{"prompt": "a"}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-    ('{"text": ["a"]}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-    ('{"prompt": 5, "output": "a"}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),  # noqa: E501
+    *((line, {}, NO_TEXT) for line in ("{", "5", '{"prompt": "a"}', '{"text": ["a"]}', '{"prompt": 5, "output": "a"}')),
     ("", {}, "expected at least one text, found none"),
     ('"a"', {"tokens": 1}, "tokens is 1; allowed: integers from 2"),
     ('"a"', {"tokens": -5}, "tokens is -5; allowed: integers from 2"),
@@ -220,13 +213,6 @@ def test_the_table_has_a_row_a_run(model, texts):
         assert cells[3] == f"{f.kl[0]:.4f} [{f.kl[1]:.4f}, {f.kl[2]:.4f}]"
         assert cells[4].split()[0] == f"{100 * f.same[0]:.1f}" and cells[5] == f"{f.peak_bytes / 1e6:.2f}"
         assert cells[8] == f"{100 * f.flagged:.1f}"
-
-
-def test_the_plot_is_a_picture(model, texts, tmp_path):
-    pytest.importorskip("matplotlib")
-    runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
-    plot(compare(model, texts[0], runs, prompts=texts[1], progress=False), tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch):

@@ -28,8 +28,7 @@ def test_intervals():
     assert wilson(0, 0) == (0.0, 1.0) and wilson(10, 10)[1] == pytest.approx(1)
 
 
-def test_one_row_of_the_table():
-    model = skipkv.load("tiny", progress=False)
+def test_one_row_of_the_table(model):
     problems = draw(3)
     problems[2] = problems[2] | {"answer": "none"}
     outcome, outs = evaluate(model, problems, skipkv.RKV(budget=200, protect="prompt"), progress=False)
@@ -83,8 +82,7 @@ def test_the_demo_twice_gives_the_same_table_but_for_timings(small):
         assert r["peak_bytes"] <= full["peak_bytes"] * 1.04  # h2o keeps sums beside its slots
 
 
-def test_rows_are_what_evaluate_gives(small):
-    model = skipkv.load("tiny", threads=1, progress=False)
+def test_rows_are_what_evaluate_gives(small, model):
     problems = draw(3, level=demo.tiny.Level(steps=(2, 3)))
     found, page = small("--budgets", "0.5", "--protect", "prompt")
     row = next(r for r in found["runs"] if r["method"] == "skipkv" and not r["steering"])
@@ -111,8 +109,7 @@ def test_the_table_for_people(tmp_path, capsys, monkeypatch):
     assert opened == [path.as_uri()] and path.exists() and err == ""
 
 
-def test_side_by_side_shows_a_problem_that_tells_them_apart():
-    model = skipkv.load("tiny", threads=1, progress=False)
+def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     problems = draw(6)
     runs = list(demo.demo(model, problems, (0.25,), progress=False))
     problem, a, b = demo.side_by_side(model, problems, runs)
@@ -151,8 +148,7 @@ def test_a_budget_too_small_is_refused_before_the_table_begins(capsys):
     assert out.splitlines()[-1] == demo.HEAD  # no row was lost
 
 
-def test_no_problems_are_refused():
-    model = skipkv.load("tiny", progress=False)
+def test_no_problems_are_refused(model):
     for run in (lambda: evaluate(model, [], "full"), lambda: list(demo.demo(model, [], progress=False))):
         with pytest.raises(skipkv.ConfigError, match="problems hold none; allowed: at least one"):
             run()
