@@ -35,10 +35,6 @@ def generation(model, prompts, method=None, **options):
     return run(model, prompts, method, **({"max_new_tokens": 30} | options))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# generate
-
-
 def test_a_single_text_is_streamed(skip, model, monkeypatch):
     pieces = []
     monkeypatch.setattr("builtins.print", lambda *what, **how: pieces.append((what, how)))
@@ -220,10 +216,6 @@ def test_ctrl_c_prints_what_there_is_and_says_130(skip, monkeypatch):
     assert status == 130 and reasons == ["interrupted"] * 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# methods, compare, bench
-
-
 def test_methods_are_listed(skip):
     status, out, err = skip("methods")
     assert (status, err) == (0, "")
@@ -259,13 +251,9 @@ def test_compare_reports_full_and_budgets_that_hold_everything(skip, model, tmp_
     assert len(table) == 5 and table[2].startswith("skipkv:budget=500 (never compacted) ")
     shorter = json.loads(skip(*argv, "--json", "--limit", 1, "--tokens", 60)[1])
     assert shorter[0]["positions"] == 59
-    if pytest.importorskip("matplotlib"):
-        assert skip(*argv, "--plot", tmp_path / "p.png")[0] == 0
-        assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "p.png").stat().st_size > 5000
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# view
+    pytest.importorskip("matplotlib")
+    assert skip(*argv, "--plot", tmp_path / "p.png")[0] == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "p.png").stat().st_size > 5000
 
 
 def test_view_draws_one_trace_or_two(skip, model, tmp_path):
@@ -283,10 +271,6 @@ def test_view_draws_one_trace_or_two(skip, model, tmp_path):
         assert page.read_text(encoding="utf-8") == draw_it(*traces).html
         assert skip("view", *given, "--step", step, "--layers", "0,2", "--heads", 1, "-o", page)[0] == 0
         assert page.read_text(encoding="utf-8") == draw_it(*traces, step, [0, 2], [1]).html
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All commands
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(skip, tmp_path, monkeypatch):
@@ -315,10 +299,6 @@ def test_warnings_are_one_line_and_may_be_left_out(skip):
         _, warning, _ = skip(*argv)[2].splitlines()
         assert warning == "skipkv: rkv:budget=400 never compacted: the longest of 1 rows has 45 tokens"
         assert skip(*argv, "--quiet")[2] == ""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# As a process
 
 
 def process(*argv, stdout=subprocess.PIPE):

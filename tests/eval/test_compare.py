@@ -127,10 +127,6 @@ def test_too_short_a_text_is_refused(model):
         compare(model, [[5, 6], [5]], [(parse_method("full"), None)], progress=False)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The interval
-
-
 def test_the_bootstrap_draws_texts_not_positions():
     rng = np.random.default_rng(0)
     sums = [(float(rng.normal(n * (i % 2), 1)), int(n)) for i, n in enumerate(rng.integers(50, 400, 40))]
@@ -149,10 +145,6 @@ def test_the_bootstrap_of_little():
     assert bootstrap([(3.0, 2), (0.0, 0)], 100, 0) == (1.5, 1.5, 1.5)
     assert np.isnan(bootstrap([], 100, 0)).all()
     assert bootstrap([(3.0, 2)], 0, 0) == (1.5, 1.5, 1.5)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files, tables, plots
 
 
 def lines(tmp_path, *values):

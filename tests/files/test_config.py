@@ -69,8 +69,6 @@ def test_biases_follow_the_family_where_it_leaves_no_choice(tmp_path):
     assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, True, False)
 
 
-# --- every refusal ---
-
 ARCHITECTURES = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
 INTEGERS = {
     "num_hidden_layers": 1024, "num_attention_heads": 1024, "num_key_value_heads": 1024, "hidden_size": 131072,

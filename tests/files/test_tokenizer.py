@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from checkpoints import CORPUS, byte_level
 from harness import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 
 import skipkv
@@ -22,8 +23,6 @@ from skipkv.tokenizer import Tokenizer
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 SMOL = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv/models/SmolLM2-135M-Instruct"
-CORPUS = ["Wait, let me check again: 12 + 30 = 42.", "So the answer is \\boxed{42}.", "Ça va? Über 日本語 と 日本",
-          "  if x:\n\treturn x\n\n"]  # fmt: skip
 TEXTS = ["", " ", "hello", " hello  world ", "Wait, 12345 let's\n\nsee", "日本語 🙂👩‍👩‍👧 e\u0301", "a\u0000b\ufffd\r\n\t",
          "<think>\nhm</think> so", "</s> <s>x<|im_end|> y", "▁Ġ <0x41>", *CORPUS]  # fmt: skip
 
@@ -85,25 +84,6 @@ LLAMA2_TEMPLATE = (
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'].strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-
-
-def byte_level(pattern, special, plain=(), normalizer=None, bos=None):
-    """A byte-level BPE, trained on a few lines, with added tokens after its own."""
-    result = tokenizers.Tokenizer(BPE())
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    result.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    result.normalizer, result.decoder = normalizer, decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    result.train_from_iterator(CORPUS * 4, trainer)
-    result.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    result.add_tokens([AddedToken(token, normalized=False) for token in plain])
-    steps = [processors.ByteLevel(trim_offsets=False)]
-    if bos is not None:
-        pair = [(bos, result.token_to_id(bos))]
-        steps.append(processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=pair))
-    result.post_processor = processors.Sequence(steps)
-    return result
 
 
 def llama2():
