@@ -192,6 +192,13 @@ def replay_together(session, rows, texts, steps):
     return out, alphas
 
 
+def play(model, method, tokens, n_prompt, step=512, *, trace=0, cache="f32", threads=1, **opened):
+    """A whole run of one row: (session, row, logits, {position: α})."""
+    session = open_session(model, method, trace=trace, cache=cache, threads=threads)
+    row = session.open(len(tokens), n_prompt=n_prompt, **opened)
+    return session, row, *replay(session, row, tokens, step)
+
+
 def feed(session, row, tokens, chunk=512):
     """Logits of tokens fed to the model in the box, `chunk` at once."""
     out = np.empty((len(tokens), 231), np.float32)
@@ -246,11 +253,10 @@ def sentences_text(n, seed, first=(), marked=True):
 
 def steered_run(backend, tokens, n_prompt, steering, method=None, step=512, **options):
     """(logits, {position: α}, state and trace) of a run; steering: a spec.Steering, or None."""
-    session = open_session(build(variant=backend, **options)[0], method or make("full", interval=16), trace=1)
-    s = steering
+    s, (model, _) = steering, build(variant=backend, **options)
     values = None if s is None else (s.vector, s.layer, s.alpha, s.gamma, s.alpha_max, s.scope)
-    row = session.open(len(tokens), n_prompt=n_prompt, steering=values)
-    logits, alphas = replay(session, row, tokens, step)
+    method = method or make("full", interval=16)
+    session, row, logits, alphas = play(model, method, tokens, n_prompt, step, trace=1, steering=values)
     state = session.state(row)
     assert state["steered"] == len(alphas)
     return logits, alphas, state | {"trace": session.trace()}

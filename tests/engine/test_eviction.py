@@ -57,11 +57,9 @@ def cases(draw, name):
 def run(case, backend):
     """(model, decoder), then (session, row, logits, records) of a case; how the row was opened."""
     model, decoder = harness.build(case["family"], case["n_kv"], case["group"], backend)
-    session = harness.open_session(model, case["method"], cache=case["cache"], trace=2)
-    prompt, sample = case["sequence"]
-    opened = {"n_prompt": case["n_prompt"], "prompt": prompt, "sample": sample}
-    row = session.open(len(case["tokens"]), **opened)
-    logits, _ = harness.replay(session, row, case["tokens"])
+    opened = dict(zip(("prompt", "sample"), case["sequence"], strict=True)) | {"n_prompt": case["n_prompt"]}
+    found = harness.play(model, case["method"], case["tokens"], cache=case["cache"], trace=2, **opened)
+    session, row, logits, _ = found
     return (model, decoder), (session, row, logits, session.trace()), opened
 
 
@@ -209,10 +207,9 @@ def test_evicted_pages_come_back_and_steps_allocate_nothing(name, cache, backend
 def test_a_budget_of_at_least_the_length_equals_full(name, backend):
     tokens = harness.sentences_text(150, 5)
     model, _ = harness.build(variant=backend)
-    full = harness.open_session(model, harness.make("full", tau=0.9))
-    want, _ = harness.replay(full, full.open(150, n_prompt=40, steering=STEERING), tokens)
+    _, _, want, _ = harness.play(model, harness.make("full", tau=0.9), tokens, 40, steering=STEERING)
     for budget, compactions in ((150, 0), (145, 1), (151, 0)):  # at t = 145 all 145 slots fit
-        session = harness.open_session(model, harness.make(name, budget=budget, **RUN))
-        row = session.open(150, n_prompt=40, steering=STEERING)
-        assert np.array_equal(harness.replay(session, row, tokens)[0], want)
+        method = harness.make(name, budget=budget, **RUN)
+        session, row, logits, _ = harness.play(model, method, tokens, 40, steering=STEERING)
+        assert np.array_equal(logits, want)
         assert session.state(row)["compactions"] == compactions and session.state(row)["evicted"] == 0

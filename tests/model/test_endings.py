@@ -133,18 +133,28 @@ def test_closing_a_stream_frees_it_and_leaves_the_model_usable(model):
     same(run(model, PROBLEMS[:3]), expected)
 
 
-def interrupting(times, at=16):
-    """A custom score that sends Ctrl-C to this process, `times` times, at its call number `at`."""
+def failing(at, what):
+    """A custom score of the oldest first; at its call number `at` it does something else."""
     calls = []
 
     def score(c):
-        calls.append(c.layer)
+        calls.append(1)
         if len(calls) == at:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+            return what(c)
         return -c.positions[: c.n_candidates]
 
     return Custom(score, budget=48, interval=32)
+
+
+def interrupting(times, at=16):
+    """Sends Ctrl-C to this process, `times` times."""
+
+    def send(c):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return -c.positions[: c.n_candidates]
+
+    return failing(at, send)
 
 
 @pytest.fixture
@@ -238,18 +248,6 @@ def test_an_ignored_interrupt_stays_ignored(model, own_handler):
 
 class Boom(Exception):
     pass
-
-
-def failing(at, what):
-    calls = []
-
-    def score(c):
-        calls.append(1)
-        if len(calls) == at:
-            return what(c)
-        return -c.positions[: c.n_candidates]
-
-    return Custom(score, budget=48, interval=32)
 
 
 def raises(error):
