@@ -179,15 +179,35 @@ def open_session(model, method, *, delimiters="auto", markers="auto", **options)
 
 def replay(session, row, tokens, step=512):
     """Feeds tokens, at most `step` at once. Logits [n, vocab] and {position: α} of the steered tokens."""
-    out, alphas, i = np.empty((len(tokens), VOCAB), np.float32), {}, 0
-    at = session.state(row)["n_tokens"]
-    while i < len(tokens):
-        n = session.chunk(row, min(step, len(tokens) - i))
-        part = np.array(tokens[i : i + n], np.int32)
-        pairs = session.forward(np.array([[row, n]], np.int32), part, out[i : i + n], True)
-        alphas |= {at + i + index: alpha for index, alpha in pairs}
-        i += n
+    [out], [alphas] = replay_together(session, [row], [tokens], [step])
     return out, alphas
+
+
+def replay_together(session, rows, texts, steps):
+    """Feeds several rows in common forwards, row r at most steps[r] tokens at once. As `replay`, a list each."""
+    out = [np.empty((len(tokens), VOCAB), np.float32) for tokens in texts]
+    begin = [session.state(row)["n_tokens"] for row in rows]
+    at, alphas = [0] * len(rows), [{} for _ in rows]
+    while any(a < len(tokens) for a, tokens in zip(at, texts, strict=True)):
+        todo = [r for r, tokens in enumerate(texts) if at[r] < len(tokens)]
+        counts = [session.chunk(rows[r], min(steps[r], len(texts[r]) - at[r])) for r in todo]
+        flat = [(r, i) for r, n in zip(todo, counts, strict=True) for i in range(at[r], at[r] + n)]
+        logits = np.empty((len(flat), VOCAB), np.float32)
+        spans = np.array([(rows[r], n) for r, n in zip(todo, counts, strict=True)], np.int32)
+        pairs = session.forward(spans, np.array([texts[r][i] for r, i in flat], np.int32), logits, True)
+        for (r, i), line in zip(flat, logits, strict=True):
+            out[r][i], at[r] = line, i + 1
+        for index, alpha in pairs:
+            r, i = flat[index]
+            alphas[r][begin[r] + i] = alpha
+    return out, alphas
+
+
+def play(model, method, tokens, n_prompt, step=512, *, trace=0, cache="f32", threads=1, **opened):
+    """A whole run of one row: (session, row, logits, {position: α})."""
+    session = open_session(model, method, trace=trace, cache=cache, threads=threads)
+    row = session.open(len(tokens), n_prompt=n_prompt, **opened)
+    return session, row, *replay(session, row, tokens, step)
 
 
 def feed(session, row, tokens, chunk=512):
@@ -196,28 +216,6 @@ def feed(session, row, tokens, chunk=512):
     for i in range(0, len(tokens), chunk):
         part = np.array(tokens[i : i + chunk], np.int32)
         session.forward(np.array([[row, len(part)]], np.int32), part, out[i : i + chunk], True)
-    return out
-
-
-def replay_together(session, rows, texts, steps):
-    """Feeds several rows in common forwards, row r at most steps[r] tokens at once. Logits [n, vocab] of each."""
-    out = [np.empty((len(tokens), VOCAB), np.float32) for tokens in texts]
-    at = [0] * len(rows)
-    while any(a < len(tokens) for a, tokens in zip(at, texts, strict=True)):
-        spans, part, places = [], [], []
-        for r, tokens in enumerate(texts):
-            if at[r] == len(tokens):
-                continue
-            n = session.chunk(rows[r], min(steps[r], len(tokens) - at[r]))
-            spans.append((rows[r], n))
-            part += list(tokens[at[r] : at[r] + n])
-            places.append((r, n))
-        logits = np.empty((len(part), VOCAB), np.float32)
-        session.forward(np.array(spans, np.int32), np.array(part, np.int32), logits, True)
-        first = 0
-        for r, n in places:
-            out[r][at[r] : at[r] + n] = logits[first : first + n]
-            at[r], first = at[r] + n, first + n
     return out
 
 
@@ -266,11 +264,10 @@ def sentences_text(n, seed, first=(), marked=True):
 
 def steered_run(backend, tokens, n_prompt, steering, method=None, step=512, **options):
     """(logits, {position: α}, state and trace) of a run; steering: a spec.Steering, or None."""
-    session = open_session(build(variant=backend, **options)[0], method or make("full", interval=16), trace=1)
-    s = steering
+    s, (model, _) = steering, build(variant=backend, **options)
     values = None if s is None else (s.vector, s.layer, s.alpha, s.gamma, s.alpha_max, s.scope)
-    row = session.open(len(tokens), n_prompt=n_prompt, steering=values)
-    logits, alphas = replay(session, row, tokens, step)
+    method = method or make("full", interval=16)
+    session, row, logits, alphas = play(model, method, tokens, n_prompt, step, trace=1, steering=values)
     state = session.state(row)
     assert state["steered"] == len(alphas)
     return logits, alphas, state | {"trace": session.trace()}

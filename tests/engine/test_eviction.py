@@ -57,11 +57,9 @@ def cases(draw, name):
 def run(case, backend):
     """(model, decoder), then (session, row, logits, records) of a case; how the row was opened."""
     model, decoder = harness.build(case["family"], case["n_kv"], case["group"], backend)
-    session = harness.open_session(model, case["method"], cache=case["cache"], trace=2)
-    prompt, sample = case["sequence"]
-    opened = {"n_prompt": case["n_prompt"], "prompt": prompt, "sample": sample}
-    row = session.open(len(case["tokens"]), **opened)
-    logits, _ = harness.replay(session, row, case["tokens"])
+    opened = dict(zip(("prompt", "sample"), case["sequence"], strict=True)) | {"n_prompt": case["n_prompt"]}
+    found = harness.play(model, case["method"], case["tokens"], cache=case["cache"], trace=2, **opened)
+    session, row, logits, _ = found
     return (model, decoder), (session, row, logits, session.trace()), opened
 
 
@@ -156,10 +154,6 @@ def near_ties_are_rare():
         assert COUNTS[kind + "near"] <= max(2, 0.001 * total), COUNTS  # of less than 2000, 2 say nothing
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What holds on every compaction
-
-
 def check_invariants(session, row, method, budget, peak, protected):
     """After one forward: the records of the compaction and what the cache holds agree; the ledger is a recount."""
     held = slots(session, row)
@@ -233,29 +227,9 @@ def test_evicted_pages_come_back_and_steps_allocate_nothing(name, cache, backend
 def test_a_budget_of_at_least_the_length_equals_full(name, backend):
     tokens = harness.sentences_text(150, 5)
     model, _ = harness.build(variant=backend)
-    full = harness.open_session(model, harness.make("full", tau=0.9))
-    want, _ = harness.replay(full, full.open(150, n_prompt=40, steering=STEERING), tokens)
+    _, _, want, _ = harness.play(model, harness.make("full", tau=0.9), tokens, 40, steering=STEERING)
     for budget, compactions in ((150, 0), (145, 1), (151, 0)):  # at t = 145 all 145 slots fit
-        session = harness.open_session(model, harness.make(name, budget=budget, **RUN))
-        row = session.open(150, n_prompt=40, steering=STEERING)
-        assert np.array_equal(harness.replay(session, row, tokens)[0], want)
+        method = harness.make(name, budget=budget, **RUN)
+        session, row, logits, _ = harness.play(model, method, tokens, 40, steering=STEERING)
+        assert np.array_equal(logits, want)
         assert session.state(row)["compactions"] == compactions and session.state(row)["evicted"] == 0
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("name", EVICTING)
-def test_compaction_equals_masking(name, family, backend):
-    """Positions survive a compaction: the row equals a full cache in which the dropped positions are hidden."""
-    tokens = harness.sentences_text(140, 6)
-    model, decoder = harness.build(family, variant=backend)
-    session = harness.open_session(model, harness.make(name, budget=24, **RUN), trace=1)
-    got, _ = harness.replay(session, session.open(140, n_prompt=30), tokens)
-    trace = [
-        spec.Compaction(step, layer, head, None, kept, None, None, None, None)
-        for _, step, layer, head, _, kept, scores in session.trace()
-        if scores is None
-    ]
-    assert len(trace) == 4 * len([30, *range(33, 141, 16)])
-    want = decoder.logits(tokens, visible=spec.visibility(trace, 2, 2, 140))
-    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()  # float32 against float64
-    assert np.abs(got - decoder.logits(tokens)).max() > 1e-2 * np.abs(want).max()  # what was dropped counts

@@ -26,9 +26,6 @@ def near_ties_are_rare():
     assert COUNTS["near"] <= max(2, 0.001 * total), COUNTS  # of less than 2000, 2 say nothing
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# select
-
 EXACT = ("signs", "same", "period")  # every cosine and logit is a multiple of a power of two: ties are exact
 KINDS = ("normal", "common", "copies", "zero", "opposite", *EXACT)
 
@@ -128,18 +125,6 @@ def test_matrix_select_equals_the_reference(name, data):
     assert all(np.array_equal(mine, other) for mine, other in zip(got.kept, kept, strict=True))
 
 
-def test_plateaus_of_the_pooling_keep_their_lower_end():
-    """One key stands out: pooling lifts its whole neighbourhood to the same importance."""
-    keys, queries = np.zeros((1, 60, 16), np.float32), np.ones((1, 8, 16), np.float32)
-    keys[0, 30] = 1
-    for kernel, lifted in ((7, range(27, 34)), (3, range(29, 32)), (1, [30])):
-        got = select("snapkv", keys, queries, budget=13, kernel=kernel)
-        others = [j for j in range(52) if j not in lifted]
-        chosen = sorted([*lifted[:5], *others[: max(0, 5 - len(lifted))]])
-        assert got.kept.tolist() == [[*chosen, *range(52, 60)]]
-        assert len(set(got.importance[0, list(lifted)])) == 1
-
-
 def test_select_full_keeps_all_and_scores_nothing():
     got = select("full", np.ones((2, 5, 16)), np.ones((2, 1, 16)))
     assert got.kept.tolist() == [[*range(5)]] * 2
@@ -156,10 +141,6 @@ def test_select_takes_a_name_a_string_or_a_method():
     # what a comparison hands to every method, those take that know it
     assert select("streaming", keys, queries, budget=20, mix=0.5, kernel=3).kept.shape == (2, 20)
     assert select("full", keys, queries, budget=20, mix=0.5).kept.shape == (2, 50)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Deviations of the released code in select
 
 
 def test_compat_pairs_asks_for_two_tokens_of_a_sentence():
