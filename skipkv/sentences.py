@@ -20,7 +20,7 @@ from skipkv.methods import compat_bits
 MARKERS = ("Wait", "Alternatively", "again")
 SPELLINGS = {*MARKERS, *(marker.lower() for marker in MARKERS)}
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
-DELIMITER, MARKER, PARAGRAPH, NEWLINE = 1, 2, 4, 8  # csrc/sentences.h
+DELIMITER, MARKER, PARAGRAPH, NEWLINE = (CONSTANTS[name] for name in ("delimiter", "marker", "paragraph", "newline"))
 WAY = CONSTANTS["way"]  # longest way to write <think>, in tokens
 AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
 

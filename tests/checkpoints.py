@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from skipkv import CheckpointError, _skipkv
 from skipkv.load.checkpoint import open_checkpoint
@@ -40,6 +42,29 @@ def pack(tensors):
         data += raw
     raw = json.dumps(header).encode()
     return safetensors(raw + b" " * (-len(raw) % 8), data)
+
+
+CORPUS = ["Wait, let me check again: 12 + 30 = 42.", "So the answer is \\boxed{42}.", "Ça va? Über 日本語 と 日本",
+          "  if x:\n\treturn x\n\n"]  # fmt: skip
+
+
+def byte_level(pattern, special=(), plain=(), normalizer=None, bos=None, corpus=CORPUS):
+    """A byte-level BPE tokenizer, trained on a few lines, with added tokens after its own."""
+    result = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    result.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    result.normalizer, result.decoder = normalizer, decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
+    result.train_from_iterator(corpus * 4, trainer)
+    result.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    result.add_tokens([AddedToken(token, normalized=False) for token in plain])
+    steps = [processors.ByteLevel(trim_offsets=False)]
+    if bos is not None:
+        pair = [(bos, result.token_to_id(bos))]
+        steps.append(processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=pair))
+    result.post_processor = processors.Sequence(steps)
+    return result
 
 
 def write_tokenizer(directory, n):

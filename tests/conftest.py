@@ -5,6 +5,7 @@ import signal
 import pytest
 
 import skipkv
+from skipkv.cli import main
 
 pytest.register_assert_rewrite("harness", "generations")
 
@@ -31,3 +32,18 @@ def backend(request):
 def model():
     """The model in the box on one thread. Immutable, so all share it."""
     return skipkv.load("tiny", threads=1, progress=False)
+
+
+@pytest.fixture
+def skip(capsys):
+    """Runs one command; (exit status, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in argv])
+        except SystemExit as ended:  # argparse's own refusals
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run

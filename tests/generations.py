@@ -10,14 +10,11 @@ from dataclasses import asdict, replace
 import harness
 import numpy as np
 
-from skipkv import Model, Sampling
-from skipkv.run import Run
+from skipkv import Model
 from skipkv.tiny.problems import draw
 
 PROBLEMS = [problem["prompt"] for problem in draw(200)]
 VECTOR = np.random.default_rng(8).standard_normal(256).astype(np.float32) * 0.05
-DEFAULTS = {"max_new_tokens": 40, "stop": (), "stop_ids": None, "n": 1, "rows": 1, "memory_limit": None, "trace": False,
-            "cache": "bf16", "grouping": False, "padding": "none", "full_length": None, "brake": 0}  # fmt: skip
 
 
 def like(model, tokenizer="same", **changes):
@@ -46,8 +43,7 @@ def stream(model, prompts, method=None, steering=None, **options):
 
 def work_of(model, prompts, method=None, steering=None, **options):
     """The scheduler's own object, before it runs."""
-    sampling = Sampling(**{k: options.pop(k) for k in ("temperature", "top_p", "seed") if k in options})
-    return Run(model, model._request(prompts, method, steering, sampling=sampling, **(DEFAULTS | options)))
+    return model._run(prompts, method, steering, **({"max_new_tokens": 40, "rows": 1} | options))
 
 
 def alone(model, prompts, method, steering, prompt, sample, **options):

@@ -131,10 +131,16 @@ def like_skipkv(c):
     return mix * c.importance - rest * c.redundancy[: c.n_candidates] - c.penalties[: c.n_candidates]
 
 
+BLEND = {"position": 1e-4, "sums": 0.01, "importance": 0.5, "redundancy": -0.7, "penalty": -1, "noise": 1e-3,
+         "key_norm": 0.02, "key_likeness": -0.03}  # fmt: skip
+
+
 def make(name, **parameters):
-    """The method of this name; of the parameters those that it takes. `custom` scores as skipkv does."""
-    known = (*methods.TABLE[name]["parameters"].split(), "protect", "evict", "compat")
+    """The method of this name; of the parameters those it takes. `custom` scores as skipkv, `blend` by all terms."""
+    known = (*methods.TABLE[name]["parameters"].split(), *methods.SHARED_PARAMETERS)
     taken = {key: value for key, value in parameters.items() if key in known}
+    if name == "blend":
+        taken = BLEND | taken
     if name == "custom":
         return Custom(like_skipkv, ["importance", "redundancy", "penalties"], **taken)
     return CLASSES[name](**taken)
@@ -151,11 +157,16 @@ def room_of(name, budget, window):
     return min(b - newest - (newest == 0) for b, newest in kept.items())
 
 
+def weights_of(method):
+    """The weights of a blend, None of any other method."""
+    return {term: getattr(method, term) for term in spec.TERMS if getattr(method, term, 0)} or None
+
+
 def as_reference(method, shape):
     """The reference's method of the same parameters; budgets [n_layers, n_kv]."""
-    names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed"]
-    names += [name for name in ("protect", "evict", "allocate", "weights") if hasattr(method, name)]
-    values = {name: getattr(method, name) for name in names}
+    names = [n for n in methods.TABLE[method.name]["parameters"].split() if n != "seed" and n not in spec.TERMS]
+    values = {name: getattr(method, name) for name in (*names, "protect", "evict", "allocate")}
+    values["weights"] = weights_of(method)
     if "budget" in values:
         values["budget"] = method.as_dict(shape)["budget"]
     return spec.Method(reference_name(method.name), **values)
@@ -168,15 +179,35 @@ def open_session(model, method, *, delimiters="auto", markers="auto", **options)
 
 def replay(session, row, tokens, step=512):
     """Feeds tokens, at most `step` at once. Logits [n, vocab] and {position: α} of the steered tokens."""
-    out, alphas, i = np.empty((len(tokens), VOCAB), np.float32), {}, 0
-    at = session.state(row)["n_tokens"]
-    while i < len(tokens):
-        n = session.chunk(row, min(step, len(tokens) - i))
-        part = np.array(tokens[i : i + n], np.int32)
-        pairs = session.forward(np.array([[row, n]], np.int32), part, out[i : i + n], True)
-        alphas |= {at + i + index: alpha for index, alpha in pairs}
-        i += n
+    [out], [alphas] = replay_together(session, [row], [tokens], [step])
     return out, alphas
+
+
+def replay_together(session, rows, texts, steps):
+    """Feeds several rows in common forwards, row r at most steps[r] tokens at once. As `replay`, a list each."""
+    out = [np.empty((len(tokens), VOCAB), np.float32) for tokens in texts]
+    begin = [session.state(row)["n_tokens"] for row in rows]
+    at, alphas = [0] * len(rows), [{} for _ in rows]
+    while any(a < len(tokens) for a, tokens in zip(at, texts, strict=True)):
+        todo = [r for r, tokens in enumerate(texts) if at[r] < len(tokens)]
+        counts = [session.chunk(rows[r], min(steps[r], len(texts[r]) - at[r])) for r in todo]
+        flat = [(r, i) for r, n in zip(todo, counts, strict=True) for i in range(at[r], at[r] + n)]
+        logits = np.empty((len(flat), VOCAB), np.float32)
+        spans = np.array([(rows[r], n) for r, n in zip(todo, counts, strict=True)], np.int32)
+        pairs = session.forward(spans, np.array([texts[r][i] for r, i in flat], np.int32), logits, True)
+        for (r, i), line in zip(flat, logits, strict=True):
+            out[r][i], at[r] = line, i + 1
+        for index, alpha in pairs:
+            r, i = flat[index]
+            alphas[r][begin[r] + i] = alpha
+    return out, alphas
+
+
+def play(model, method, tokens, n_prompt, step=512, *, trace=0, cache="f32", threads=1, **opened):
+    """A whole run of one row: (session, row, logits, {position: α})."""
+    session = open_session(model, method, trace=trace, cache=cache, threads=threads)
+    row = session.open(len(tokens), n_prompt=n_prompt, **opened)
+    return session, row, *replay(session, row, tokens, step)
 
 
 def feed(session, row, tokens, chunk=512):
@@ -185,28 +216,6 @@ def feed(session, row, tokens, chunk=512):
     for i in range(0, len(tokens), chunk):
         part = np.array(tokens[i : i + chunk], np.int32)
         session.forward(np.array([[row, len(part)]], np.int32), part, out[i : i + chunk], True)
-    return out
-
-
-def replay_together(session, rows, texts, steps):
-    """Feeds several rows in common forwards, row r at most steps[r] tokens at once. Logits [n, vocab] of each."""
-    out = [np.empty((len(tokens), VOCAB), np.float32) for tokens in texts]
-    at = [0] * len(rows)
-    while any(a < len(tokens) for a, tokens in zip(at, texts, strict=True)):
-        spans, part, places = [], [], []
-        for r, tokens in enumerate(texts):
-            if at[r] == len(tokens):
-                continue
-            n = session.chunk(rows[r], min(steps[r], len(tokens) - at[r]))
-            spans.append((rows[r], n))
-            part += list(tokens[at[r] : at[r] + n])
-            places.append((r, n))
-        logits = np.empty((len(part), VOCAB), np.float32)
-        session.forward(np.array(spans, np.int32), np.array(part, np.int32), logits, True)
-        first = 0
-        for r, n in places:
-            out[r][at[r] : at[r] + n] = logits[first : first + n]
-            at[r], first = at[r] + n, first + n
     return out
 
 
@@ -255,11 +264,10 @@ def sentences_text(n, seed, first=(), marked=True):
 
 def steered_run(backend, tokens, n_prompt, steering, method=None, step=512, **options):
     """(logits, {position: α}, state and trace) of a run; steering: a spec.Steering, or None."""
-    session = open_session(build(variant=backend, **options)[0], method or make("full", interval=16), trace=1)
-    s = steering
+    s, (model, _) = steering, build(variant=backend, **options)
     values = None if s is None else (s.vector, s.layer, s.alpha, s.gamma, s.alpha_max, s.scope)
-    row = session.open(len(tokens), n_prompt=n_prompt, steering=values)
-    logits, alphas = replay(session, row, tokens, step)
+    method = method or make("full", interval=16)
+    session, row, logits, alphas = play(model, method, tokens, n_prompt, step, trace=1, steering=values)
     state = session.state(row)
     assert state["steered"] == len(alphas)
     return logits, alphas, state | {"trace": session.trace()}
@@ -288,6 +296,22 @@ def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
     return "near" if selection.redundancy is not None and spec.cosine_margin(keys) < margin else "different"
 
 
+def judge_layer(scores, kept, wanted, keys, rtol=1e-5, margin=1e-6):
+    """The same of heads that share their budgets: all of them as if they were one. scores: {name: [C]} of each head."""
+    starts = np.cumsum([0, *(len(s["score"]) for s in scores)])
+    names = [n for n in ("importance", "redundancy", "penalty", "score") if scores[0].get(n) is not None]
+    joined = {name: [np.concatenate([s[name] for s in scores])] for name in names}
+    mine, theirs = (
+        np.concatenate([k[k < len(s["score"])] + at for k, s, at in zip(heads, scores, starts, strict=False)])
+        for heads in (kept, wanted)
+    )
+    none = dict.fromkeys(("importance", "redundancy", "penalty"))
+    selection = spec.Selection(**(none | joined | {"kept": [theirs]}))
+    verdict = judge(selection, 0, mine, keys[0], 0, rtol)
+    near = selection.redundancy is not None and any(spec.cosine_margin(k) < margin for k in keys)
+    return "near" if verdict == "different" and near else verdict
+
+
 def same_scores(got, want, keys, rtol, margin=1e-6):
     """Asserts that a head's scores agree, {name: array} each; the score relative to the terms that it is the sum of.
 
@@ -297,6 +321,8 @@ def same_scores(got, want, keys, rtol, margin=1e-6):
     excused = False
     for key, value in got.items():
         size = sum(parts) if key == "score" and parts else np.abs(want[key])
+        if key == "score" and not parts:  # a term by itself; a cosine near 0 is a sum of products that are not
+            size = np.full(len(want[key]), np.abs(want[key]).max(initial=0))
         agrees = len(value) == len(size) and bool((np.abs(value - want[key]) <= rtol * size + 1e-30).all())
         if not agrees and key in ("redundancy", "score") and want.get("redundancy") is not None:
             excused = excused or spec.cosine_margin(keys) < margin
@@ -329,7 +355,7 @@ def captured(model, method, records, tokens, *, row, **options):
     twin = Custom(
         score, ["queries", "sums", "penalties"], budget=method.budget, interval=method.interval, tau=method.tau,
         window=getattr(method, "window", 1), protect=method.protect, evict=method.evict,
-        compat=method.compat,
+        compat=method.compat, allocate=method.allocate,
     )  # fmt: skip
     session = open_session(model, twin, **options)
     return seen, replay(session, session.open(len(tokens), **row), tokens)[0]

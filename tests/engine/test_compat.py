@@ -61,9 +61,7 @@ def test_compat_lost_heads_are_never_penalised_again(compat, evict, backend):
         return ages if c.head == 0 else -ages
 
     method = Custom(score, ["penalties"], budget=24, interval=16, tau=0.9, compat=compat, evict=evict)
-    session = harness.open_session(harness.build(damp=0.02, variant=backend)[0], method)
-    row = session.open(len(tokens), n_prompt=50)
-    harness.replay(session, row, tokens)
+    session, row, _, _ = harness.play(harness.build(damp=0.02, variant=backend)[0], method, tokens, 50)
     assert session.state(row)["flagged"] == 3 and len(penalised[0]) == len(penalised[1]) == 2 * 3
     assert any(penalised[1]) and any(penalised[0]) == (compat is None)
     assert evict or not np.isnan(session.sentences(row, True)[1]).any()  # virtual sets free no vector
@@ -74,8 +72,7 @@ def test_compat_pairs_in_a_run(backend):
     tokens, model = harness.sentences_text(220, 9), harness.build(damp=0.1, variant=backend)[0]
     lone = others = 0
     method = harness.make("skipkv", budget=24, interval=16, window=4, tau=0.9, compat="pairs")
-    session = harness.open_session(model, method, trace=2)
-    harness.replay(session, session.open(220, n_prompt=50), tokens)
+    session, *_ = harness.play(model, method, tokens, 50, trace=2)
     records = session.trace()
     plain, _ = harness.captured(model, method.with_(compat=None), records, tokens, row={"n_prompt": 50})
     texts = [TEXTS[i] for i in tokens]
@@ -98,9 +95,7 @@ def test_compat_latest_flag_in_a_run(backend):
     vectors = spec.sentence_vectors(expected.cache.hidden, expected.sentences)
     found = []
     for compat, official in ((None, None), ("latest-flag", "official")):
-        session = harness.open_session(model, harness.make("full", interval=16, tau=0.8, compat=compat))
-        row = session.open(170, n_prompt=50)
-        harness.replay(session, row, tokens)
+        session, row, _, _ = harness.play(model, harness.make("full", interval=16, tau=0.8, compat=compat), tokens, 50)
         flags = np.array([sentence[4] for sentence in session.sentences(row)[0]])[: len(vectors)]
         assert harness.close(flags, spec.flag_repeats(vectors, 0.8, compat=official), 1e-5) <= 1
         found.append(flags)
@@ -114,9 +109,7 @@ def test_compat_score_order_in_a_run(name, backend):
     first, counts = [], {"equal": 0, "tie": 0, "near": 0}
     for compat in (None, "score-order"):
         method = harness.make(name, budget=32, interval=16, window=4, kernel=3, mix=0.3, tau=0.9, compat=compat)
-        session = harness.open_session(model, method, trace=2)
-        row = session.open(150, n_prompt=50)
-        logits, _ = harness.replay(session, row, tokens)
+        session, row, logits, _ = harness.play(model, method, tokens, 50, trace=2)
         records = session.trace()
         first.append([sorted(record[5].tolist()) for record in records[:4]])
     assert first[0] == first[1] and len(records) == 4 * 7

@@ -26,9 +26,8 @@ def test_custom_with_the_same_score_equals_skipkv_and_rkv(backend):
     for name, custom in pairs:
         results = []
         for method in (harness.make(name, **plain), custom):
-            session = harness.open_session(model, method, trace=1)
-            row = session.open(170, n_prompt=50)
-            results.append((outcome(session, row, harness.replay(session, row, tokens)[0])[:5], session.trace()))
+            session, row, logits, _ = harness.play(model, method, tokens, 50, trace=1)
+            results.append((outcome(session, row, logits)[:5], session.trace()))
         assert_same(results[0][0], results[1][0])
         assert [record[5].tolist() for record in results[0][1]] == [record[5].tolist() for record in results[1][1]]
 
@@ -44,9 +43,7 @@ def test_custom_sees_the_head_it_scores(backend):
         score, ["queries", "penalties", "sums", "importance", "redundancy"], budget=20, window=5, interval=16
     )
     model, _ = harness.build("qwen2", 2, 3, backend)
-    session = harness.open_session(model, method, trace=1)
-    row = session.open(60, n_prompt=33)
-    harness.replay(session, row, harness.sentences_text(33, 14))
+    session, row, _, _ = harness.play(model, method, harness.sentences_text(33, 14), 33, trace=1)
     assert [(c.layer, c.head) for c in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for c in seen:
         assert c.keys.shape == (33, 16) and c.queries.shape == (3, 5, 16) and c.n_candidates == 28
@@ -78,9 +75,8 @@ def test_a_failing_custom_score_ends_its_row_alone(trace, backend):
     method = Custom(score, ["importance"], **parameters)
     armed, want = False, []
     for tokens, n_prompt in zip(texts, prompts, strict=True):
-        session = harness.open_session(model, method, trace=trace)
-        row = session.open(100, n_prompt=n_prompt, steering=STEERING)
-        want.append((outcome(session, row, harness.replay(session, row, tokens)[0]), session.trace()))
+        session, row, logits, _ = harness.play(model, method, tokens, n_prompt, trace=trace, steering=STEERING)
+        want.append((outcome(session, row, logits), session.trace()))
     armed = True
     session = harness.open_session(model, method, rows=4, trace=trace, threads=2)
     rows = [session.open(100, n_prompt=n, steering=STEERING) for n in prompts]
@@ -118,19 +114,16 @@ def test_the_first_of_two_failing_rows_is_told(backend):
         session.forward(np.array([[rows[0], 41], [rows[1], 42]], np.int32), np.zeros(83, np.int32))
 
 
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        (lambda c: np.zeros(5), "custom score: expected shape [34], found [5]"),
-        (lambda c: np.zeros((34, 1)), "custom score: expected shape [34], found [34, 1]"),
-        (lambda c: "high", "custom score: expected an array of type numpy.float32, found str"),
-        (lambda c: None, "custom score: expected shape [34], found []"),
-        (
-            lambda c: np.where((c.positions[:34] == 33) & (c.head == 1), np.nan, 0.0),
-            "custom score of candidate 33 (layer 0, head 1) is nan; allowed: numbers",
-        ),
-    ],
-)
+@pytest.mark.parametrize("value, message", [
+    (lambda c: np.zeros(5), "custom score: expected shape [34], found [5]"),
+    (lambda c: np.zeros((34, 1)), "custom score: expected shape [34], found [34, 1]"),
+    (lambda c: "high", "custom score: expected an array of type numpy.float32, found str"),
+    (lambda c: None, "custom score: expected shape [34], found []"),
+    (
+        lambda c: np.where((c.positions[:34] == 33) & (c.head == 1), np.nan, 0.0),
+        "custom score of candidate 33 (layer 0, head 1) is nan; allowed: numbers",
+    ),
+])  # fmt: skip
 def test_a_custom_score_is_checked(value, message, backend):
     session = harness.open_session(harness.build(variant=backend)[0], Custom(value, budget=30))
     row = session.open(60, n_prompt=42)
@@ -146,6 +139,5 @@ def test_infinite_custom_scores_are_numbers(backend):
         (lambda c: np.where(c.positions[: c.n_candidates] > 30, np.inf, -np.inf), [*range(19), 31, 32, 33]),
     ]
     for score, kept in scores:
-        session = harness.open_session(harness.build(variant=backend)[0], Custom(score, budget=30), trace=1)
-        harness.replay(session, session.open(60, n_prompt=42), tokens)
+        session, *_ = harness.play(harness.build(variant=backend)[0], Custom(score, budget=30), tokens, 42, trace=1)
         assert all(record[5].tolist() == [*kept, *range(34, 42)] for record in session.trace())

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 
 import harness
 import numpy as np
@@ -75,9 +76,9 @@ def single(backend):
     def find(name, evict=True, n=170, n_prompt=50, seed=7, **where):
         key = name, evict, n, n_prompt, seed, *where.items()
         if key not in known:
-            session = harness.open_session(harness.build(variant=backend)[0], options(name, evict), trace=2)
-            row = session.open(n, n_prompt=n_prompt, steering=STEERING, **where)
-            logits, alphas = harness.replay(session, row, harness.sentences_text(n, seed))
+            model, tokens = harness.build(variant=backend)[0], harness.sentences_text(n, seed)
+            opened = {"trace": 2, "steering": STEERING} | where
+            session, row, logits, alphas = harness.play(model, options(name, evict), tokens, n_prompt, **opened)
             assert alphas and session.state(row)["steered"] == len(alphas)
             known[key] = outcome(session, row, logits), session.trace(), alphas
         return known[key]
@@ -91,10 +92,8 @@ def test_chunks_decoding_and_threads_change_no_bit(name, evict, single, backend)
     want, trace, alphas = single(name, evict)
     tokens = harness.sentences_text(170, 7)
     for threads, step in ((1, 1), (2, 512), (2, 7)):
-        model, _ = harness.build(variant=backend)
-        session = harness.open_session(model, options(name, evict), trace=2, threads=threads)
-        row = session.open(170, n_prompt=50, steering=STEERING)
-        logits, steered = harness.replay(session, row, tokens, step)
+        model, opened = harness.build(variant=backend)[0], {"trace": 2, "steering": STEERING, "threads": threads}
+        session, row, logits, steered = harness.play(model, options(name, evict), tokens, 50, step, **opened)
         assert_same(want, outcome(session, row, logits))
         assert_same_trace(trace, session.trace())
         assert steered == alphas
@@ -109,7 +108,7 @@ def test_a_row_is_the_same_in_a_batch(name, single, backend):
         for i, (n, n_prompt, _) in enumerate(rows)
     ]
     texts = [harness.sentences_text(n, seed) for n, _, seed in rows]
-    got = harness.replay_together(session, opened, texts, steps=[3, 13, 5, 64, 2])
+    got, _ = harness.replay_together(session, opened, texts, steps=[3, 13, 5, 64, 2])
     records = session.trace()
     for i, (n, n_prompt, seed) in enumerate(rows):
         want, trace, _ = single(name, n=n, n_prompt=n_prompt, seed=seed, prompt=i, sample=9 - i)
@@ -143,8 +142,7 @@ def test_noise_follows_the_sequence_and_not_the_row(backend):
     tokens = harness.sentences_text(60, 12)
     kept = []
     for where in ({}, {"prompt": 1}, {"sample": 1}, {"prompt": 1, "sample": 1}, {"prompt": 2**40}):
-        session = harness.open_session(harness.build(variant=backend)[0], options("random"), trace=1)
-        harness.replay(session, session.open(60, n_prompt=50, **where), tokens)
+        session, *_ = harness.play(harness.build(variant=backend)[0], options("random"), tokens, 50, trace=1, **where)
         kept += [tuple(record[5]) for record in session.trace()]
     assert len(kept) == 20 and len(set(kept)) == 20  # five sequences, two layers, two heads: all different
 
@@ -154,9 +152,8 @@ def test_the_padding_reserve_shrinks_every_budget(backend):
     model, _ = harness.build(variant=backend)
     outcomes = []
     for budget, reserve in ((40, 0), (52, 12), (52, 0)):
-        session = harness.open_session(model, harness.make("rkv", budget=budget, **RUN), trace=2)
-        row = session.open(120, n_prompt=30, reserve=reserve)
-        logits, _ = harness.replay(session, row, tokens)
+        method = harness.make("rkv", budget=budget, **RUN)
+        session, row, logits, _ = harness.play(model, method, tokens, 30, trace=2, reserve=reserve)
         outcomes.append((outcome(session, row, logits), session.trace()))
     assert_same(outcomes[0][0], outcomes[1][0])
     assert_same_trace(outcomes[0][1], outcomes[1][1])
@@ -285,12 +282,14 @@ def test_replay_repeats_decoding_bit_for_bit(model, name, cache):
         same_compactions(replay.trace.compactions, out.trace.compactions)
         assert (replay.trace.alphas, replay.trace.sentences) == (out.trace.alphas, out.trace.sentences)
         assert replay.trace.bytes == out.trace.bytes and replay.trace.tokens == fed
-        for mine, theirs in (("live_bytes",) * 2, ("peak_bytes",) * 2, ("evicted",) * 2, ("n_tokens", "fed")):
-            assert replay.stats[mine] == (len(fed) if theirs == "fed" else getattr(out.stats, theirs)), mine
+        same = asdict(replay.stats) | {"new_tokens": out.stats.new_tokens}  # the last of them is not fed
+        for field in ("seconds", "pool_bytes", "pool_peak_bytes"):  # of one row, here
+            same[field] = getattr(out.stats, field)
+        assert same == asdict(out.stats) and replay.stats.new_tokens == out.stats.new_tokens - 1
         # The logits are those that were drawn from: the same draws give the same tokens.
         first = out.trace.n_prompt
         sequences = np.array([(*sequence, t) for t in range(first, len(fed) + 1)])
-        sampler = model._session(1, method, cache).sample
+        sampler = model._session(method, cache).sample
         drawn = sampler(replay.logits[first - 1 :], sequences, 4, 0.8, 0, 1.0, 0.0)
         assert drawn.tolist() == out.tokens
 
@@ -311,7 +310,7 @@ def test_replay_gives_the_logits_of_single_steps_and_their_log_softmax(model, na
     ids = model.encode(PROBLEMS[5])
     text = ids + recorded(model, None, [ids])[0].tokens
     replay = model.replay(text, make(name), n_prompt=len(ids), logits=True)
-    session = model._session(len(text), make(name), "bf16")
+    session = model._session(make(name), "bf16")
     row = session.open(len(text), n_prompt=len(ids))
     steps = [feed(session, row, ids), feed(session, row, text[len(ids) :], 1)]
     assert np.array_equal(replay.logits, np.concatenate(steps))

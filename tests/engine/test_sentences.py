@@ -65,9 +65,7 @@ def test_sentences_of_a_run_equal_the_reference(backend, tokens, n_prompt, inter
     n_prompt = min(n_prompt, len(tokens))
     model, decoder = harness.build("qwen3", variant=backend)
     method = harness.make("full", interval=interval, tau=tau)
-    session = harness.open_session(model, method)
-    row = session.open(len(tokens), n_prompt=n_prompt)
-    harness.replay(session, row, tokens, step)
+    session, row, _, _ = harness.play(model, method, tokens, n_prompt, step)
     _, expected = harness.reference_run(decoder, method, tokens, n_prompt)
     assume(min(expected.margins.values()) > 1e-5)  # §9: such a similarity may fall either way
     check_sentences(session, row, expected, method)
@@ -80,9 +78,7 @@ def test_virtual_sets_leave_all_sentences(name, backend):
     tokens = [*first, OPEN, *thought, CLOSE, *last]
     model, decoder = harness.build(variant=backend)
     method = harness.make(name, budget=24, interval=16, window=4, tau=0.9, evict=False)
-    session = harness.open_session(model, method)
-    row = session.open(len(tokens), n_prompt=30)
-    harness.replay(session, row, tokens)
+    session, row, _, _ = harness.play(model, method, tokens, 30)
     _, expected = harness.reference_run(decoder, method, tokens, 30)
     state = check_sentences(session, row, expected, method)
     assert state["thoughts"] > 0 and state["thinking_tokens"] == 100 and state["flagged"] > 3
@@ -91,9 +87,8 @@ def test_virtual_sets_leave_all_sentences(name, backend):
 def test_a_long_prompt_of_delimiters_fed_token_by_token(backend):
     """Sentences by the hundred before the first grid point: room is made as they come."""
     tokens = [WORDS[0], LINE] * 600
-    session = harness.open_session(harness.build(variant=backend)[0], harness.make("full", interval=16))
-    row = session.open(1200, n_prompt=1200)
-    harness.replay(session, row, tokens, 1)
+    model, _ = harness.build(variant=backend)
+    session, row, _, _ = harness.play(model, harness.make("full", interval=16), tokens, 1200, 1)
     assert session.state(row)["sentences"] == 600
 
 
@@ -106,17 +101,13 @@ def test_without_a_vocabulary_no_sentence_ever_ends(backend):
     assert not alphas and {state[key] for key in ("sentences", "thoughts", "thinking_tokens", "steered")} == {0}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# skipkv
-
-
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 def test_skipkv_without_flags_is_rkv(cache, backend):
     tokens, found = harness.sentences_text(170, 7), []
     for name, tau in (("skipkv", 1.01), ("rkv", 0.9), ("skipkv", 0.9)):
         method = harness.make(name, budget=40, interval=16, tau=tau)
-        session = harness.open_session(harness.build(variant=backend)[0], method, cache=cache, trace=2)
-        logits, _ = harness.replay(session, session.open(170, n_prompt=50), tokens)
+        model, _ = harness.build(variant=backend)
+        session, _, logits, _ = harness.play(model, method, tokens, 50, cache=cache, trace=2)
         found.append((logits, session.trace()))
     (logits, trace), (other, others), (flagged, flags) = found
     assert np.array_equal(logits, other) and len(trace) == len(others) == 4 * 8
@@ -145,9 +136,8 @@ def test_earlier_copies_of_a_sentence_go_first_and_whole(family, protect, backen
     for name in ("skipkv", "rkv"):
         # one compaction, at the last token; without the copies 88 slots are left: less than half of them must go
         method = harness.make(name, budget=70, interval=n - 1, tau=tau, protect=protect)
-        session = harness.open_session(harness.build(family, damp=0.02, variant=backend)[0], method, trace=2)
-        row = session.open(n, n_prompt=n_prompt)
-        harness.replay(session, row, tokens)
+        model, _ = harness.build(family, damp=0.02, variant=backend)
+        session, row, _, _ = harness.play(model, method, tokens, n_prompt, trace=2)
         records = session.trace()
         assert [record[1:4] for record in records] == [(n, layer, head) for layer in (0, 1) for head in (0, 1)]
         sentences, _ = session.sentences(row)
@@ -164,9 +154,7 @@ def test_a_sentence_without_slots_loses_its_vector_and_nothing_else(backend):
     tokens = harness.sentences_text(170, 7)
     model, decoder = harness.build(variant=backend)
     method = harness.make("streaming", budget=24, interval=16, tau=0.9, sinks=0)
-    session = harness.open_session(model, method)
-    row = session.open(170, n_prompt=50)
-    harness.replay(session, row, tokens)
+    session, row, _, _ = harness.play(model, method, tokens, 50)
     _, expected = harness.reference_run(decoder, method, tokens, 50)
     sentences, vectors, *_ = finished(expected, method)
     rows, got = session.sentences(row, True)

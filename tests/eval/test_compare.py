@@ -1,25 +1,18 @@
 """Fidelity to the full cache on recorded texts: the figures from the logits, what is counted, and the tables."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
+from generations import PROBLEMS
+from harness import refused
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.eval import Table, bootstrap, compare
-from skipkv.eval.fidelity import plot, table
-from skipkv.load.texts import json_lines
-from skipkv.load.texts import read_texts as read
-from skipkv.tiny.problems import draw
+from skipkv.compare import bootstrap, compare, json_lines, read_texts, table
 
-PROBLEMS = [problem["prompt"] for problem in draw(200)]
 STEERING = Steering(np.full(256, 0.05), 1, scope="generation")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return skipkv.load("tiny", threads=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +64,7 @@ def test_figures_are_means_over_the_positions_behind_a_texts_first_compaction(mo
     assert found.same[0] == pytest.approx(same / n)
     assert all(low <= mean <= high for mean, low, high in (found.nll, found.delta_nll, found.kl, found.same))
     peaks = [
-        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats.peak_bytes
+        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats["peak_bytes"]
         for i, (ids, n_prompt) in enumerate(zip(*texts, strict=True))
     ]
     assert found.peak_bytes == max(peaks)
@@ -95,7 +88,7 @@ def test_a_budget_beyond_every_text_is_exact_and_reported_as_never_compacted(mod
     assert wide.kl == (0.0, 0.0, 0.0) and wide.same == (1.0, 1.0, 1.0)
     assert wide.texts == 0 and wide.positions == sum(len(t) - 1 for t in texts[0])
     assert narrow.texts == 3 and narrow.kl[0] > 0 and narrow.positions < wide.positions
-    lines = str(table([wide, narrow])).splitlines()
+    lines = table([wide, narrow]).splitlines()
     assert lines[1].startswith(f"{name}:budget=163,interval=32 (never compacted)  ") and "never" not in lines[2]
 
 
@@ -126,17 +119,12 @@ def test_flagged_is_a_share_of_the_sentences(model, texts):
     method = parse_method("skipkv:budget=40,tau=0.9")
     [found] = compare(model, texts[0], [(method, None)], prompts=texts[1], progress=False)
     stats = [model.replay(ids, method, n_prompt=n).stats for ids, n in zip(*texts, strict=True)]
-    assert found.flagged == sum(s.flagged for s in stats) / sum(s.sentences for s in stats) > 0
+    assert found.flagged == sum(s["flagged"] for s in stats) / sum(s["sentences"] for s in stats) > 0
 
 
 def test_too_short_a_text_is_refused(model):
-    with pytest.raises(skipkv.ConfigError) as error:
+    with refused("text 1 has less than 2 tokens"):
         compare(model, [[5, 6], [5]], [(parse_method("full"), None)], progress=False)
-    assert str(error.value) == "text 1 has less than 2 tokens"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The interval
 
 
 def test_the_bootstrap_draws_texts_not_positions():
@@ -157,14 +145,6 @@ def test_the_bootstrap_of_little():
     assert bootstrap([(3.0, 2), (0.0, 0)], 100, 0) == (1.5, 1.5, 1.5)
     assert np.isnan(bootstrap([], 100, 0)).all()
     assert bootstrap([(3.0, 2)], 0, 0) == (1.5, 1.5, 1.5)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files, tables, plots
-
-
-def read_texts(model, path, tokens, limit):
-    return read(path, model.tokenizer, model.config.context, tokens, limit)
 
 
 def lines(tmp_path, *values):
@@ -191,25 +171,20 @@ def test_a_line_break_inside_of_a_text_is_no_line(tmp_path):
     assert list(json_lines(path)) == [(1, {"text": "a\u2028b\x85c\x0bd"}), (2, None)]
 
 
-@pytest.mark.parametrize(
-    "line, options, message",
-    [
-        ("{", {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-        ("5", {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-        ('{"prompt": "a"}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-        ('{"text": ["a"]}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),
-        ('{"prompt": 5, "output": "a"}', {}, "line 1: expected a JSON text, an object with a text, or one with prompt and output"),  # noqa: E501
-        ("", {}, "expected at least one text, found none"),
-        ('"a"', {"tokens": 1}, "tokens is 1; allowed: integers from 2"),
-        ('"a"', {"tokens": -5}, "tokens is -5; allowed: integers from 2"),
-        ('"a"', {"limit": 0}, "limit is 0; allowed: integers from 1"),
-    ],
-)  # fmt: skip
+NO_TEXT = "line 1: expected a JSON text, an object with a text, or one with prompt and output"
+
+
+@pytest.mark.parametrize("line, options, message", [
+    *((line, {}, NO_TEXT) for line in ("{", "5", '{"prompt": "a"}', '{"text": ["a"]}', '{"prompt": 5, "output": "a"}')),
+    ("", {}, "expected at least one text, found none"),
+    ('"a"', {"tokens": 1}, "tokens is 1; allowed: integers from 2"),
+    ('"a"', {"tokens": -5}, "tokens is -5; allowed: integers from 2"),
+    ('"a"', {"limit": 0}, "limit is 0; allowed: integers from 1"),
+])  # fmt: skip
 def test_bad_files_of_texts_are_refused(model, tmp_path, line, options, message):
     path = lines(tmp_path, line)
-    with pytest.raises(skipkv.ConfigError) as error:
+    with refused(message if options else f"{path}: {message}"):
         read_texts(model, path, **({"tokens": None, "limit": None} | options))
-    assert str(error.value) == (message if options else f"{path}: {message}")
     (tmp_path / "texts.jsonl").write_bytes(b'"\xff"\n')
     with pytest.raises(skipkv.ConfigError, match="expected UTF-8"):
         read_texts(model, path, None, None)
@@ -218,7 +193,7 @@ def test_bad_files_of_texts_are_refused(model, tmp_path, line, options, message)
 def test_the_table_has_a_row_a_run(model, texts):
     runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
     found = compare(model, texts[0], runs, prompts=texts[1], progress=False)
-    head, full, rkv = str(table(found)).splitlines()
+    head, full, rkv = table(found).splitlines()
     columns = ["method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
                "flagged %"]  # fmt: skip
     starts = [head.index(name) for name in columns]
@@ -232,23 +207,12 @@ def test_the_table_has_a_row_a_run(model, texts):
         assert cells[8] == f"{100 * f.flagged:.1f}"
 
 
-def test_a_table_is_aligned_text_and_a_table_in_jupyter():
-    shown = Table(("run", "n"), [("<full>", 3), ("rkv", 1000)], align="<>")
-    assert str(shown) == repr(shown) == "run        n\n<full>     3\nrkv     1000"
-    html = shown._repr_html_()
-    assert "<th>run</th><th>n</th>" in html and "<td>&lt;full&gt;</td><td>3</td>" in html
-    wide = Table(("run", "n"), widths=(5, 3))
-    assert (wide.head, wide.line(("a", 1))) == ("run    n", "a      1")
+def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch):
+    import sys
 
+    from skipkv import compare as module
 
-def test_results_carry_the_method_itself(model, texts):
-    run = parse_method("rkv:budget=40"), STEERING
-    [found] = compare(model, texts[0][:1], [run], progress=False)
-    assert (found.method, found.steering, found.run) == (*run, "rkv:budget=40+steer:layer=1,alpha=1")
-    assert not found.as_dict().keys() & {"method", "steering"} and found.as_dict()["kl"] == found.kl
-
-
-def test_the_plot_is_a_picture(model, texts, tmp_path):
-    runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
-    plot(compare(model, texts[0], runs, prompts=texts[1], progress=False), tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "a.png").stat().st_size > 5000
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    with refused("--plot needs matplotlib: pip install 'skipkv[viz]'"):
+        module.main(argparse.Namespace(methods="full", plot="a.png", json=False, quiet=True))

@@ -131,9 +131,6 @@ def test_problems_for_other_programs():
     assert [json.loads(line) for line in lines] == draw(3, "calibration")
 
 
-# -- the checkpoint
-
-
 def test_the_weights_are_those_of_the_log():
     last = (BOX / "training.log").read_text(encoding="utf-8").splitlines()[-1]
     digest = hashlib.sha256((BOX / "model.safetensors").read_bytes()).hexdigest()

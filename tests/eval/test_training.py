@@ -19,7 +19,6 @@ def drawn(level, count):
     return [next(source) for _ in range(count)]
 
 
-
 @pytest.fixture(scope="module")
 def train():
     pytest.importorskip("torch", reason="training needs torch")

@@ -27,9 +27,6 @@ def text(model):
     return out.prompt_tokens + out.tokens, len(out.prompt_tokens)
 
 
-# --- labels and steps
-
-
 @pytest.mark.parametrize("step, name", [
     ("Wait, that is odd", "reflection"), (" wait", "reflection"), ("So we await", "execution"),
     ("Let me check this", "reflection"), ("That's correct", "reflection"), ("x = 3", "execution"),
@@ -64,9 +61,6 @@ def test_a_text_without_think_begins_to_think_behind_its_prompt(model, text):
     at = ids.index(opening[-1])
     bare = ids[:at] + ids[at + 1 :]
     assert [s.text for s in workshop.steps(model, bare, at)] == [s.text for s in workshop.steps(model, ids, n_prompt)]
-
-
-# --- extraction
 
 
 def test_extraction_is_the_difference_of_the_means(model, text):
@@ -133,9 +127,6 @@ def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, pr
     assert ours.tokens == theirs
 
 
-# --- files
-
-
 def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
     path = tmp_path / "v.safetensors"
     found = workshop.extract(model, [text], [1, 2], progress=False)
@@ -186,9 +177,6 @@ def test_files_that_are_no_vectors_are_refused(tmp_path):
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
     with pytest.raises(CheckpointError, match=r"expected tensors layer.N of F32 \[hidden\], found 'w' F32 \[1\]"):
         load_vectors(path)
-
-
-# --- released tensors
 
 
 @pytest.mark.oracle

@@ -18,8 +18,6 @@ pytestmark = pytest.mark.sanitize
 
 INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
 
-# --- what opens ---
-
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype, auto", [("F32", "f32"), ("F16", "f32"), ("BF16", "bf16")])
@@ -154,9 +152,6 @@ def test_comparing_a_stored_tied_head_leaves_nothing_resident(tmp_path):
     check_invariants(checkpoint)
     if Path("/proc/self/smaps").exists():
         assert resident(tmp_path / "model.safetensors") < checkpoint.tensors["model.embed_tokens.weight"].n_bytes / 4
-
-
-# --- what a name means ---
 
 
 @pytest.fixture

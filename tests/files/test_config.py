@@ -45,20 +45,17 @@ def test_llama3_rope_in_both_spellings(tmp_path, changes):
     assert config.rope_type == "llama3" and rope == (5e5, 8.0, 1.0, 4.0) and config.rope_original_context == 64
 
 
-@pytest.mark.parametrize(
-    "changes, expected",
-    [
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_type": "linear", "rope_factor": 2.0}),
-        ({"rope_theta": None}, {"rope_type": "default", "rope_theta": 10000.0}),
-        ({"rope_scaling": {}, "rope_parameters": {"partial_rotary_factor": 1.0}}, {"rope_type": "default"}),
-        ({"num_key_value_heads": None}, {"n_kv_heads": 4}),
-        ({"head_dim": 8}, {"head_dim": 8, "hidden": 16}),
-        ({"attention_bias": True, "mlp_bias": True}, {"qkv_bias": True, "o_bias": True, "mlp_bias": True}),
-        ({"hidden_act": None, "model_type": None, "tie_word_embeddings": None}, {"tied": False}),
-        ({"layer_types": ["full_attention"] * 2, "use_sliding_window": False, "sliding_window": 64}, {}),
-        ({"pretraining_tp": 1, "partial_rotary_factor": 1, "dtype": "float32", "nonsense": {}}, {}),
-    ],
-)
+@pytest.mark.parametrize("changes, expected", [
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_type": "linear", "rope_factor": 2.0}),
+    ({"rope_theta": None}, {"rope_type": "default", "rope_theta": 10000.0}),
+    ({"rope_scaling": {}, "rope_parameters": {"partial_rotary_factor": 1.0}}, {"rope_type": "default"}),
+    ({"num_key_value_heads": None}, {"n_kv_heads": 4}),
+    ({"head_dim": 8}, {"head_dim": 8, "hidden": 16}),
+    ({"attention_bias": True, "mlp_bias": True}, {"qkv_bias": True, "o_bias": True, "mlp_bias": True}),
+    ({"hidden_act": None, "model_type": None, "tie_word_embeddings": None}, {"tied": False}),
+    ({"layer_types": ["full_attention"] * 2, "use_sliding_window": False, "sliding_window": 64}, {}),
+    ({"pretraining_tp": 1, "partial_rotary_factor": 1, "dtype": "float32", "nonsense": {}}, {}),
+])  # fmt: skip
 def test_variants_that_are_read(tmp_path, changes, expected):
     config = read(tmp_path, **changes).as_dict()
     assert {key: config[key] for key in expected} == expected
@@ -71,8 +68,6 @@ def test_biases_follow_the_family_where_it_leaves_no_choice(tmp_path):
     config = read(tmp_path, QWEN3, attention_bias=True, mlp_bias=True)
     assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, True, False)
 
-
-# --- every refusal ---
 
 ARCHITECTURES = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
 INTEGERS = {

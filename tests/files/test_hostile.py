@@ -18,8 +18,6 @@ from skipkv.load.config import ModelConfig
 
 pytestmark = pytest.mark.sanitize
 
-# --- safetensors: literal hostile bytes ---
-
 
 def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
@@ -90,9 +88,6 @@ def test_a_truncated_download_is_refused(tmp_path, cut):
     file.write_bytes(file.read_bytes()[:-cut])
     n = file.stat().st_size - 8 - int.from_bytes(file.read_bytes()[:8], "little")
     assert f"data_offsets: expected an end within the file's {n} bytes of data, found" in refusal(tmp_path)
-
-
-# --- the directory, the index, and what config.json calls for ---
 
 
 def edit_index(directory, edit):
@@ -217,8 +212,6 @@ def test_a_failed_opening_closes_its_files(tmp_path):
     if Path("/proc/self/maps").exists():
         assert str(tmp_path) not in Path("/proc/self/maps").read_text(), error
 
-
-# --- fuzz: opens and holds what it promises, or CheckpointError; never another exception ---
 
 MANY = os.environ.get("SKIPKV_FUZZ")
 FUZZ = settings(max_examples=int(MANY or 200), deadline=None, derandomize=not MANY)

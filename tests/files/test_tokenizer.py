@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from checkpoints import CORPUS, byte_level
+from harness import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 
 import skipkv
@@ -21,24 +23,8 @@ from skipkv.load.tokenizer import Tokenizer
 
 TINY = Path(skipkv.__file__).parent / "tiny"
 SMOL = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipkv/models/SmolLM2-135M-Instruct"
-CORPUS = [
-    "Wait, let me check again: 12 + 30 = 42.",
-    "So the answer is \\boxed{42}.",
-    "Ça va? Über 日本語 と 日本",
-    "  if x:\n\treturn x\n\n",
-] * 4
-TEXTS = [
-    "",
-    " ",
-    "hello",
-    " hello  world ",
-    "Wait, 12345 let's\n\nsee",
-    "日本語 🙂👩‍👩‍👧 e\u0301",
-    "a\u0000b\ufffd\r\n\t",
-    "<think>\nhm</think> so",
-    "</s> <s>x<|im_end|> y",
-    "▁Ġ <0x41>",
-]
+TEXTS = ["", " ", "hello", " hello  world ", "Wait, 12345 let's\n\nsee", "日本語 🙂👩‍👩‍👧 e\u0301", "a\u0000b\ufffd\r\n\t",
+         "<think>\nhm</think> so", "</s> <s>x<|im_end|> y", "▁Ġ <0x41>", *CORPUS]  # fmt: skip
 
 # The pre-tokenizers of Qwen2 and Llama 3.
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -100,25 +86,6 @@ LLAMA2_TEMPLATE = (
 )
 
 
-def byte_level(pattern, special, plain=(), normalizer=None, bos=None):
-    """A byte-level BPE, trained on a few lines, with added tokens after its own."""
-    result = tokenizers.Tokenizer(BPE())
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    result.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    result.normalizer, result.decoder = normalizer, decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    result.train_from_iterator(CORPUS, trainer)
-    result.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    result.add_tokens([AddedToken(token, normalized=False) for token in plain])
-    steps = [processors.ByteLevel(trim_offsets=False)]
-    if bos is not None:
-        pair = [(bos, result.token_to_id(bos))]
-        steps.append(processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=pair))
-    result.post_processor = processors.Sequence(steps)
-    return result
-
-
 def llama2():
     """A BPE as converted from sentencepiece: "▁" for spaces, one before the text, and bytes for other characters."""
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))])}
@@ -130,9 +97,8 @@ def llama2():
     result.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     result.decoder = decoders.Sequence(strip)
-    result.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
+    special = [("<s>", 1)]
+    result.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=special)
     return result
 
 
@@ -149,25 +115,16 @@ def write(directory, tokenizer, config=None, model_type="llama", jinja=None):
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-QWEN_CONFIG = {
-    "tokenizer_class": "Qwen2Tokenizer",
-    "bos_token": None,
-    "eos_token": "<|im_end|>",
-    "pad_token": "<|endoftext|>",
-    "add_bos_token": False,
-    "chat_template": QWEN_TEMPLATE,
-}
-R1_CONFIG = {
-    "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False, "legacy": True, "chat_template": R1_TEMPLATE,
-    "bos_token": {"__type": "AddedToken", "content": BEGIN, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
-    "eos_token": {"__type": "AddedToken", "content": END, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
-}  # fmt: skip
+QWEN_CONFIG = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+               "add_bos_token": False, "chat_template": QWEN_TEMPLATE}  # fmt: skip
+ADDED = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+R1_CONFIG = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False, "legacy": True,
+             "chat_template": R1_TEMPLATE, "bos_token": ADDED | {"content": BEGIN}, "eos_token": ADDED | {"content": END}}  # fmt: skip
 
 
 def r1(bos):
-    return byte_level(
-        QWEN, (END, BEGIN), ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"), normalizers.NFC(), bos
-    )
+    plain = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
+    return byte_level(QWEN, (END, BEGIN), plain, normalizers.NFC(), bos)
 
 
 BUILD = {
@@ -200,11 +157,8 @@ def directories(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(directories):
     """Every model but smol, its embedding padded by ten rows as Qwen's is."""
-    sizes = {
-        n: tokenizers.Tokenizer.from_file(str(directories[n] / "tokenizer.json")).get_vocab_size()
-        for n in BUILD
-        if n != "smol"
-    }
+    files = {name: str(directories[name] / "tokenizer.json") for name in BUILD if name != "smol"}
+    sizes = {name: tokenizers.Tokenizer.from_file(file).get_vocab_size() for name, file in files.items()}
     return {name: Tokenizer(directories[name], size + 10) for name, size in sizes.items()}
 
 
@@ -225,7 +179,7 @@ def user(text):
 @pytest.mark.oracle
 def test_ids_and_texts_are_those_of_transformers(pair):
     ours, oracle = pair
-    for text in TEXTS + CORPUS[:4]:
+    for text in TEXTS:
         for add in (True, False):
             ids = ours.encode(text, add_special_tokens=add)
             assert ids == oracle(text, add_special_tokens=add).input_ids, text
@@ -235,28 +189,21 @@ def test_ids_and_texts_are_those_of_transformers(pair):
     assert (ours.bos_id, ours.eos_id) == (oracle.bos_token_id, oracle.eos_token_id)
 
 
-CHATS = [
-    user("12 + 30?"),
-    user("a")
-    + [{"role": "assistant", "content": "<think>\nhm</think>\n\nb ", "tool_calls": None}]
-    + user(" \u0085c<think>"),
-    [{"role": "user", "content": "日本"}, {"role": "assistant", "content": "🙂"}],
-]
+THOUGHT = {"role": "assistant", "content": "<think>\nhm</think>\n\nb ", "tool_calls": None}
+CHATS = [user("12 + 30?"), [*user("a"), THOUGHT, *user(" \u0085c<think>")], [*user("日本"), {"role": "assistant", "content": "🙂"}]]
+MORE = {"enable_thinking": False, "tools": [{"name": "é<b>", "n": [1, None]}], "bos_token": "!"}
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize(
-    "variables", [{}, {"enable_thinking": False, "tools": [{"name": "é<b>", "n": [1, None]}], "bos_token": "!"}]
-)
+@pytest.mark.parametrize("variables", [{}, MORE])
 def test_chats_are_those_of_transformers(pair, chat, variables):
     ours, oracle = pair
     for add in (True, False):
         expected = oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=add, **variables)
         assert ours.render(chat, add, **variables) == expected
-        assert ours.chat(chat, add, **variables) == oracle.apply_chat_template(
-            chat, add_generation_prompt=add, return_dict=False, **variables
-        )
+        ids = oracle.apply_chat_template(chat, add_generation_prompt=add, return_dict=False, **variables)
+        assert ours.chat(chat, add, **variables) == ids
 
 
 def test_the_post_processor_alone_decides_on_bos(opened):
@@ -270,15 +217,8 @@ def test_a_chat_begins_with_one_bos(opened):
 
 
 def test_r1_drops_earlier_thoughts_and_opens_the_next(opened):
-    text = opened["r1-qwen"].render(
-        [
-            {"role": "system", "content": "S"},
-            *user("u"),
-            {"role": "assistant", "content": "<think>\nt</think>\n\na"},
-            *user("v"),
-        ]
-    )
-    assert text == f"{BEGIN}S<｜User｜>u<｜Assistant｜>\n\na{END}<｜User｜>v<｜Assistant｜><think>\n"
+    text = opened["r1-qwen"].render([{"role": "system", "content": "S"}, *user("u"), THOUGHT, *user("v")])
+    assert text == f"{BEGIN}S<｜User｜>u<｜Assistant｜>\n\nb {END}<｜User｜>v<｜Assistant｜><think>\n"
 
 
 def test_truncation_and_padding_in_the_file_are_not_done(tmp_path):
@@ -299,30 +239,20 @@ def test_token_bytes_of_a_text_join_to_the_text(opened):
         ours = opened[name]
         text = "Find Ann, 3.\n\n<think>" if name == "tiny" else "hello  日本語 🙂\n<think></think>"
         lead = b" " if name == "llama2" else b""  # the space that decode takes away again
-        assert (
-            b"".join(ours.token_bytes[i] for i in ours.encode(text, add_special_tokens=False)) == lead + text.encode()
-        )
+        ids = ours.encode(text, add_special_tokens=False)
+        assert b"".join(ours.token_bytes[i] for i in ids) == lead + text.encode()
         assert len(ours.token_bytes) == len(ours.token_texts) == ours.vocab and ours.token_bytes[ours.n_vocab] == b""
 
 
-def test_token_texts(opened):
-    qwen, llama = opened["qwen"], opened["llama2"]
-    assert [qwen.token_texts[qwen.id_of(t)] for t in ("Ġ", "Ċ", "è", "<|im_end|>")] == [
-        " ",
-        "\n",
-        "\ufffd",
-        "<|im_end|>",
-    ]
-    assert [llama.token_texts[llama.id_of(t)] for t in ("▁hello", "<0x41>", "<0xE8>", "語", "</s>")] == [
-        " hello",
-        "A",
-        "\ufffd",
-        "語",
-        "</s>",
-    ]
-    r1 = opened["r1-qwen"]
-    assert [r1.token_texts[r1.id_of(t)] for t in (BEGIN, "<｜User｜>", "<think>")] == [BEGIN, "<｜User｜>", "<think>"]
-    assert r1.id_of("no such token") is None
+@pytest.mark.parametrize("name, tokens, texts", [
+    ("qwen", ("Ġ", "Ċ", "è", "<|im_end|>"), [" ", "\n", "\ufffd", "<|im_end|>"]),
+    ("llama2", ("▁hello", "<0x41>", "<0xE8>", "語", "</s>"), [" hello", "A", "\ufffd", "語", "</s>"]),
+    ("r1-qwen", (BEGIN, "<｜User｜>", "<think>"), [BEGIN, "<｜User｜>", "<think>"]),
+])  # fmt: skip
+def test_token_texts(opened, name, tokens, texts):
+    ours = opened[name]
+    assert [ours.token_texts[ours.id_of(t)] for t in tokens] == texts
+    assert ours.id_of("no such token") is None
 
 
 def test_added_tokens_are_their_content_but_where_the_decoder_reads_bytes(tmp_path):
@@ -351,10 +281,8 @@ def test_a_streamed_text_is_the_decoded_text(opened, text, skip):
 def test_streamed_random_ids_are_the_decoded_ids(opened, data, skip):
     for name in EXACT:
         ours = opened[name]
-        awkward = st.sampled_from(
-            [i for i, raw in enumerate(ours.token_bytes) if raw in (b"", b" ") or max(raw) > 0x7F or i < 4]
-        )
-        ids = data.draw(st.lists(awkward | st.integers(0, ours.vocab - 1), max_size=24), label=name)
+        odd = [i for i, raw in enumerate(ours.token_bytes) if raw in (b"", b" ") or max(raw) > 0x7F or i < 4]
+        ids = data.draw(st.lists(st.sampled_from(odd) | st.integers(0, ours.vocab - 1), max_size=24), label=name)
         assert "".join(streamed(ours, ids, skip)) == ours.decode(ids, skip), name
 
 
@@ -426,18 +354,15 @@ UNREADABLE = "tokenizer.json: expected a tokenizer that the tokenizers library r
 def test_broken_tokenizer(tmp_path, raw, expected):
     if raw is not None:
         (tmp_path / "tokenizer.json").write_text(raw)
-    with pytest.raises(CheckpointError) as error:
+    with refused(f"{tmp_path}/{expected}", CheckpointError):
         Tokenizer(tmp_path, 400)
-    assert str(error.value) == f"{tmp_path}/{expected}"
 
 
 def test_an_embedding_of_just_the_tokenizers_size_is_enough(tmp_path):
     write(tmp_path, llama2())
     size = llama2().get_vocab_size()
     assert Tokenizer(tmp_path, size).n_vocab == size
-    with pytest.raises(
-        CheckpointError, match=f"expected ids below {size - 1}, the rows of the embedding, found {size - 1}"
-    ):
+    with pytest.raises(CheckpointError, match=f"expected ids below {size - 1}, the rows .*, found {size - 1}"):
         Tokenizer(tmp_path, size - 1)
 
 
@@ -462,17 +387,15 @@ EXPECTED_TEMPLATE = (
 def test_broken_settings(tmp_path, config, expected):
     write(tmp_path, llama2())
     (tmp_path / "tokenizer_config.json").write_text(config)
-    with pytest.raises(CheckpointError) as error:
+    with refused(f"{tmp_path}/{expected}", CheckpointError):
         Tokenizer(tmp_path, 400)
-    assert str(error.value) == f"{tmp_path}/{expected}"
 
 
 def test_a_template_file_that_is_not_text(tmp_path):
     write(tmp_path, llama2())
     (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
-    with pytest.raises(CheckpointError) as error:
+    with refused(f"{tmp_path}/chat_template.jinja: expected UTF-8, found byte 0xff at 2", CheckpointError):
         Tokenizer(tmp_path, 400)
-    assert str(error.value) == f"{tmp_path}/chat_template.jinja: expected UTF-8, found byte 0xff at 2"
 
 
 @pytest.mark.parametrize("template, expected", [
@@ -505,35 +428,28 @@ def test_a_template_that_fails_or_reaches_out(tmp_path, template, expected):
     ([{"role": "user", "content": "a", "file": Path("x")}], f"messages: expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"),
 ])  # fmt: skip
 def test_malformed_messages(opened, messages, expected):
-    with pytest.raises(ConfigError) as error:
+    with refused(expected):
         opened["qwen"].render(messages)
-    assert str(error.value) == expected
 
 
 def test_a_variable_with_methods_is_refused(opened):
-    with pytest.raises(
-        ConfigError, match="^variable 'where': expected JSON values: Object of type .* is not JSON serializable$"
-    ):
+    message = f"variable 'where': expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"
+    with refused(message):
         opened["qwen"].chat(user("a"), where=Path("x"))
 
 
 def test_no_template(tmp_path):
     ours = Tokenizer(write(tmp_path, llama2()), 400)
-    with pytest.raises(ConfigError) as error:
+    with refused(f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found none"):
         ours.chat(user("a"))
-    assert (
-        str(error.value)
-        == f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found none"
-    )
 
 
-@pytest.mark.parametrize("bad, shown", [(-1, "-1"), (400, "400"), (1.0, "1.0"), ("1", "'1'")])
-def test_ids_out_of_range(tmp_path, bad, shown):
+@pytest.mark.parametrize("bad", [-1, 400, 1.0, "1"])
+def test_ids_out_of_range(tmp_path, bad):
     ours = Tokenizer(write(tmp_path, llama2()), 400)
     for decode in (lambda: ours.decode([1, bad]), lambda: ours.stream().push(bad)):
-        with pytest.raises(ConfigError) as error:
+        with refused(f"ids: expected integers from 0 to 399, found {bad!r}"):
             decode()
-        assert str(error.value) == f"ids: expected integers from 0 to 399, found {shown}"
 
 
 def test_texts_that_have_no_ids(tmp_path, opened):

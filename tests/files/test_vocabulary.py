@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spec
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Raw
+from checkpoints import byte_level
 
 import skipkv
 from skipkv import Steering, sentences
@@ -15,7 +14,6 @@ from skipkv.load.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
-
 
 
 def test_a_blank_line_of_two_tokens_is_steered_at_the_second():
@@ -37,16 +35,9 @@ def test_a_blank_line_of_two_tokens_is_steered_at_the_second():
 @pytest.fixture(scope="module")
 def qwen_like(tmp_path_factory):
     """A byte-level BPE that merges newlines with what is before them, as Qwen's does."""
-    raw = Raw(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?[^\s\w]+\n*|\s*\n+|\s+(?!\S)| ?\w+|\s+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    raw.decoder = decoders.ByteLevel()
     lines = ["<think>\nSo x = 3.\n\nWait, (x)\n again?\n\n</think>\n\n",
-             "Alternative nativ ely Alternatively wait: \n"] * 40  # fmt: skip
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+             "Alternative nativ ely Alternatively wait: \n"] * 10  # fmt: skip
+    raw = byte_level(r" ?[^\s\w]+\n*|\s*\n+|\s+(?!\S)| ?\w+|\s+", corpus=lines)
     directory = tmp_path_factory.mktemp("qwen")
     raw.save(str(directory / "tokenizer.json"))
     return Tokenizer(directory, 420)

@@ -17,9 +17,6 @@ from skipkv import Custom, Steering
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# How a text ends
-
 
 def test_length(model):
     free = run(model, PROBLEMS[0])[0]
@@ -121,10 +118,6 @@ def test_a_stop_string_on_the_last_token_is_a_stop(model):
     assert out.finish_reason == "length" and out.text == free.text  # what was held back is released
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Streams that end early, interruptions, errors
-
-
 def test_closing_a_stream_frees_it_and_leaves_the_model_usable(model):
     expected = run(model, PROBLEMS[:3])
     before = signal.getsignal(signal.SIGINT)
@@ -140,18 +133,28 @@ def test_closing_a_stream_frees_it_and_leaves_the_model_usable(model):
     same(run(model, PROBLEMS[:3]), expected)
 
 
-def interrupting(times, at=16):
-    """A custom score that sends Ctrl-C to this process, `times` times, at its call number `at`."""
+def failing(at, what):
+    """A custom score of the oldest first; at its call number `at` it does something else."""
     calls = []
 
     def score(c):
-        calls.append(c.layer)
+        calls.append(1)
         if len(calls) == at:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+            return what(c)
         return -c.positions[: c.n_candidates]
 
     return Custom(score, budget=48, interval=32)
+
+
+def interrupting(times, at=16):
+    """Sends Ctrl-C to this process, `times` times."""
+
+    def send(c):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return -c.positions[: c.n_candidates]
+
+    return failing(at, send)
 
 
 @pytest.fixture
@@ -247,18 +250,6 @@ class Boom(Exception):
     pass
 
 
-def failing(at, what):
-    calls = []
-
-    def score(c):
-        calls.append(1)
-        if len(calls) == at:
-            return what(c)
-        return -c.positions[: c.n_candidates]
-
-    return Custom(score, budget=48, interval=32)
-
-
 def raises(error):
     def what(c):
         raise error
@@ -285,26 +276,6 @@ def test_what_a_custom_score_raises_passes_through_with_what_was_finished(model)
             done += [event.generation] if event.generation else []
     same(done, whole[:1])
     same(run(model, PROBLEMS[:3], failing(0, None), rows=1), whole)
-
-
-@pytest.mark.parametrize(
-    "what, message",
-    [
-        (lambda c: np.zeros(c.n_candidates - 1), "custom score: expected shape [57], found [56]"),
-        (
-            lambda c: np.full(c.n_candidates, np.nan),
-            "custom score of candidate 0 (layer 0, head 0) is nan; allowed: numbers",
-        ),
-    ],
-)
-def test_a_bad_custom_score_is_refused(model, what, message):
-    with pytest.raises(skipkv.ConfigError) as error:
-        run(model, PROBLEMS[0], failing(1, what))
-    assert str(error.value) == message and error.value.outputs == []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The brake
 
 
 def looping(model, k, prompt=PROBLEMS[0], **options):

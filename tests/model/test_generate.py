@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from generations import PROBLEMS, VECTOR, facts, like, make, run, running, same, stream, work_of
-from harness import ALL, EVICTING, refused
+from harness import ALL, refused
 
 import skipkv
 from skipkv import Steering
@@ -15,9 +15,6 @@ from skipkv.tiny.problems import draw
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
 
 HEADS = 4 * 4
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Prompts and texts
 
 
 def test_a_problem_is_solved_and_ends_at_the_stop_token(model):
@@ -82,19 +79,6 @@ def test_settings_of_sampling_reach_the_sampler(model):
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Samples, rows, batches
-
-
-@pytest.mark.parametrize("name", EVICTING)
-def test_a_budget_beyond_the_length_is_full(model, name):
-    full = run(model, PROBLEMS[:3], temperature=1.0, max_new_tokens=100)
-    outs = run(model, PROBLEMS[:3], make(name, budget=150), temperature=1.0, max_new_tokens=100)
-    assert [out.tokens for out in outs] == [out.tokens for out in full]
-    tight = run(model, PROBLEMS[:3], make(name, budget=30), temperature=1.0, max_new_tokens=100)
-    assert [out.tokens for out in tight] != [out.tokens for out in full]
-
-
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_finished_rows_place_is_taken_at_once(model, rows, n):
@@ -131,10 +115,6 @@ def test_samples_share_one_prefill(model):
     list(work.events())
     # The prompt but for its last token, once; then that token and four more of each sample, the last one not fed.
     assert sum(seen) == length - 1 + 4 * 5 and max(seen) == 512
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
 
 
 def page_bytes(name, cache):
@@ -192,10 +172,6 @@ def test_a_row_that_never_fits_is_refused_before_anything_runs(model):
 
 def test_more_rows_than_sequences_cost_nothing(model):
     assert len(run(model, PROBLEMS[0], rows=2**31 - 1, n=2, max_new_tokens=3)) == 2
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers and warnings
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -6,6 +6,7 @@ from harness import refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
 
+
 def padded(model, lengths):
     """Prompts of these lengths."""
     ids = model.encode(PROBLEMS[0])

@@ -27,8 +27,6 @@ def run(code, *arguments, **environment):
     return done.stdout
 
 
-# --- memory ---
-
 BIG = LLAMA | dict(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4,
     vocab_size=16384,
@@ -72,9 +70,6 @@ def test_loading_holds_the_weights_about_once(big):
     assert 0.95 * size < int(after) < 1.1 * size  # and of the file nothing stays
 
 
-# --- the variant of the kernels ---
-
-
 def test_the_environment_forces_a_variant(backend, capsys):
     model = skipkv.load("tiny", threads=2)
     assert model._core.variant == backend and backend in repr(model)
@@ -99,9 +94,6 @@ def test_an_unknown_variant_is_refused(monkeypatch):
         skipkv.load("tiny", progress=False)
 
 
-# --- types ---
-
-
 @pytest.mark.parametrize("stored, auto", [("BF16", "bf16"), ("F16", "f32"), ("F32", "f32")])
 def test_auto_follows_the_file(tmp_path, stored, auto):
     write(tmp_path, dtype=stored)
@@ -122,8 +114,6 @@ def test_half_precision_is_widened_without_loss(tmp_path):
     narrow, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False).logits(ids) for dtype in ("bf16", "f32"))
     assert np.abs(narrow - wide).max() <= 1e-5 * np.abs(wide).max()
 
-
-# --- side effects ---
 
 WATCH = """
 import os, signal, sys
@@ -154,9 +144,6 @@ def test_importing_changes_nothing_outside(tmp_path, monkeypatch, then):
     monkeypatch.chdir(tmp_path)
     assert run(WATCH.format(then=then), HOME=tmp_path, XDG_CACHE_HOME=tmp_path, HF_HOME=tmp_path / "hub") == ""
     assert not list(tmp_path.iterdir())
-
-
-# --- the hub's local cache ---
 
 
 def test_a_hub_id_is_found_in_the_local_cache_offline(tmp_path):

@@ -12,10 +12,11 @@ from harness import EVICTING, TINY, refused
 
 import skipkv
 from skipkv import H2O, RKV, Custom, H2OLast, Random, SkipKV, Steering, Streaming, _skipkv, parse_method, select
+from skipkv.methods import CLASSES
 
 pytestmark = pytest.mark.sanitize
 
-NAMES = "full, streaming, h2o, h2o-last, snapkv, rkv, skipkv, random"
+NAMES = ", ".join(CLASSES)
 SLOTS = "an integer, or integers [n_layers] or [n_layers, n_kv_heads]"
 NUMBER, COUNT = "a number", "integers from 1 to 2147483647"
 DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, latest-flag, empty-sentences, "

@@ -26,7 +26,8 @@ def build(folder: Path) -> ctypes.CDLL:
     setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*setup["FLAGS"], *(setup["SANITIZERS"] if setup["SANITIZE"] else []), "-fPIC", f"-I{ROOT / 'csrc'}"]
-    sources = [p for p in (ROOT / "csrc").rglob("*.c") if p.parent.name != "python"] + [Path(__file__).with_name("ops.c")]
+    core = [p for p in (ROOT / "csrc").rglob("*.c") if p.parent.name != "python"]
+    sources = [*core, Path(__file__).with_name("ops.c")]
 
     def compile_one(source: Path) -> str:
         out = str(folder / f"{source.parent.name}-{source.stem}.o")
@@ -139,7 +140,8 @@ class World:
         for i, name in enumerate(TERMS):
             e.weights[i] = weights.get(name, 0)
         arrays = {
-            "budgets": integers(np.broadcast_to(budgets, jobs[1:])), "newest": integers(np.broadcast_to(newest, jobs[1:])),
+            "budgets": integers(np.broadcast_to(budgets, jobs[1:])),
+            "newest": integers(np.broadcast_to(newest, jobs[1:])),
             "penalties": flat, "sentences": integers(sentences), "put": None if put is None else floats(put),
             "held": None if held is None else integers(held),
         }  # fmt: skip

@@ -104,7 +104,9 @@ def attention(q, k, v, before):
 
 
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
-@pytest.mark.parametrize("head_dim, n_kv, group", [(64, 1, 1), (80, 2, 2), (96, 1, 4), (128, 1, 5), (16, 1, 7), (2, 3, 8)])
+@pytest.mark.parametrize(
+    "head_dim, n_kv, group", [(64, 1, 1), (80, 2, 2), (96, 1, 4), (128, 1, 5), (16, 1, 7), (2, 3, 8)]
+)
 def test_attention_append_and_sums(world, cache, head_dim, n_kv, group):
     """Prefill, a chunk over a page's edge, and single steps; rows of one slot, of a page, of one more."""
     shape = {"n_layers": 2, "n_kv": n_kv, "group": group, "head_dim": head_dim, "rows": 3, "slots": 200, "window": 5}
@@ -118,7 +120,7 @@ def test_attention_append_and_sums(world, cache, head_dim, n_kv, group):
         for row, n in enumerate(counts):
             part = slice(first, first + n)
             before = len(past[row][0])
-            keys, values = (np.concatenate([old, stored(new[part])]) for old, new in zip(past[row], (k, v), strict=True))
+            keys, values = (np.concatenate([past[row][i], stored(new[part])]) for i, new in enumerate((k, v)))
             p, wanted = attention(q[part], keys, values, before)
             close(out[part], wanted)
             past[row] = [keys, values]
@@ -167,7 +169,7 @@ def test_last_takes_the_last_token_of_every_part(world):
 def test_sentence_vectors_and_similarities(world, hidden):
     r, w = rng(hidden), world(hidden=hidden, rows=2)
     x = r.normal(size=(14, hidden)).astype(np.float32)
-    # Row 0 closes after three tokens and again after two; row 1 in two batches; what extends, or is no text, counts not.
+    # Row 0 closes after three tokens and again after two, row 1 in two batches; what extends is left out.
     marks = [ADD, ADD, CLOSE, EXTEND, ADD, CLOSE, ADD, NONE]
     w.begin([6, 2], marks=marks, lengths=[0, 0, 3, 0, 0, 2, 0, 0])
     vectors = np.zeros((16, w.width), np.float32)

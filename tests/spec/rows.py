@@ -12,6 +12,7 @@ from spec.selection import METHODS, newest_kept, protected_below, select
 from spec.sentences import (
     Sentences,
     Steering,
+    Think,
     count_thoughts,
     flag_repeats,
     segment,
@@ -60,17 +61,16 @@ class Compaction:
 class Row:
     """One sequence being decoded (§0). `prefill` the prompt, then `feed` tokens one by one or many at once.
 
-    texts: text of every token id (a list or a function of the id); without it no sentence ever ends under "auto".
-    think: (ways to write <think>, ways to write </think>), each way a sequence of ids.
+    texts: text of every token id; without it no sentence ever ends under "auto".
     """
 
     decoder: Decoder
     method: Method | None = None
     steering: Steering | None = None
-    texts: Sequence[str] | Callable[[int], str] | None = None
+    texts: Sequence[str] | None = None
     delimiters: str | Collection[int] = "auto"
     markers: str | Collection[int] = "auto"
-    think: tuple[Collection, Collection] | None = None
+    think: Think = None
     seed: int = 0
     sequence: tuple[int, int] = (0, 0)
     store: str | Callable = "f32"
@@ -96,14 +96,15 @@ class Row:
     # -- texts, sentences, steering
 
     def text(self, token: int) -> str:
-        if self.texts is None:
-            return ""
-        return self.texts(token) if callable(self.texts) else self.texts[token]
+        return self.texts[token] if self.texts is not None else ""
+
+    def rules(self) -> dict:
+        return {"delimiters": self.delimiters, "markers": self.markers}
 
     def update_flags(self) -> None:
         """§4: sentences finished so far, and which of them a later one repeats."""
         texts = [self.text(i) for i in self.ids]
-        self.sentences = segment(self.ids, texts, delimiters=self.delimiters, markers=self.markers)
+        self.sentences = segment(self.ids, texts, **self.rules())
         vectors = sentence_vectors(self.cache.hidden, self.sentences)
         self.flags = flag_repeats(vectors, self.method.tau)
 
@@ -115,7 +116,7 @@ class Row:
     def thoughts(self) -> int:
         """§4: N_o."""
         texts = [self.text(i) for i in self.ids]
-        return count_thoughts(self.ids, texts, self.think, delimiters=self.delimiters, markers=self.markers)
+        return count_thoughts(self.ids, texts, self.think, **self.rules())
 
     def steer_for(self, tokens: Sequence[int], n_prompt: int) -> tuple[int, np.ndarray] | None:
         """§7: what is added to each of the next tokens. Labels follow from the ids: α is known before the forward."""
@@ -128,8 +129,7 @@ class Row:
             if "\n\n" not in self.text(ids[-1]):
                 continue
             texts = [self.text(token) for token in ids]
-            words = {"delimiters": self.delimiters, "markers": self.markers}
-            alpha = steering_alpha(self.steering, ids, texts, self.think, n_prompt=n_prompt, **words)
+            alpha = steering_alpha(self.steering, ids, texts, self.think, n_prompt=n_prompt, **self.rules())
             if alpha is not None:
                 add[i] = alpha * vector
                 self.alphas[len(ids) - 1] = alpha

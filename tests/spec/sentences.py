@@ -10,6 +10,9 @@ import numpy as np
 
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
 MARKERS = ("Wait", "Alternatively", "again")
+# Ways to write <think> and ways to write </think>, each way a sequence of ids. None: nothing is inside.
+Words = str | Collection[int]
+Think = tuple[Collection, Collection] | None
 
 
 @dataclass(eq=False)
@@ -54,8 +57,8 @@ def segment(
     ids: Sequence[int],
     texts: Sequence[str],
     *,
-    delimiters: str | Collection[int] = "auto",
-    markers: str | Collection[int] = "auto",
+    delimiters: Words = "auto",
+    markers: Words = "auto",
     n_prompt: int = 0,
     compat: str | None = None,
 ) -> Sentences:
@@ -90,9 +93,7 @@ def segment(
         for s, (start, end) in enumerate(spans):
             tokens = in_prompt[:1] + list(range(n_prompt, len(ids)))  # of the prompt only the first marker counts
             labels[s] = int(any(start <= t <= end and has_marker(ids, texts, markers, t, t) for t in tokens))
-    return Sentences(
-        np.array(spans, dtype=np.int64).reshape(-1, 2), np.array(labels, np.int64), np.array(closed, np.int64)
-    )
+    return Sentences(np.array(spans, np.int64).reshape(-1, 2), np.array(labels, np.int64), np.array(closed, np.int64))
 
 
 def sentence_vectors(hidden: np.ndarray, sentences: Sentences) -> np.ndarray:
@@ -124,48 +125,28 @@ def flag_repeats(vectors: np.ndarray, tau: float = 0.95, *, compat: str | None =
     return flags
 
 
-def inside_think(ids: Sequence[int], think: tuple[Collection, Collection] | None) -> np.ndarray:
-    """§7: [T] whether each token stands between <think> and </think>; the last token of either marker does not.
-
-    think: (ways to write <think>, ways to write </think>), each way a sequence of ids. None: nothing is inside.
-    """
-    inside = np.zeros(len(ids), dtype=bool)
-    if think is None:
-        return inside
+def inside_think(ids: Sequence[int], think: Think) -> np.ndarray:
+    """§7: [T] whether each token stands between <think> and </think>; the last token of either marker does not."""
     ids = [int(i) for i in ids]
-
-    def ends_here(ways: Collection, t: int) -> bool:
-        return any(ids[max(0, t + 1 - len(way)) : t + 1] == [int(i) for i in way] for way in ways)
-
+    inside = np.zeros(len(ids), dtype=bool)
     now = False
     for t in range(len(ids)):
-        if ends_here(think[0], t):
-            now = True
-        elif ends_here(think[1], t):
-            now = False
-        else:
-            inside[t] = now
+        opens, closes = (
+            any(ids[max(0, t + 1 - len(way)) : t + 1] == [int(i) for i in way] for way in ways)
+            for ways in think or ((), ())
+        )
+        now = opens or (now and not closes)
+        inside[t] = now and not opens
     return inside
 
 
-def count_thoughts(
-    ids: Sequence[int],
-    texts: Sequence[str],
-    think: tuple[Collection, Collection] | None,
-    *,
-    delimiters: str | Collection[int] = "auto",
-    markers: str | Collection[int] = "auto",
-    n_prompt: int = 0,
-    compat: str | None = None,
-) -> int:
-    """§4: N_o, finished non-execution sentences whose closing delimiter stands inside <think> … </think>."""
-    found = segment(ids, texts, delimiters=delimiters, markers=markers, n_prompt=n_prompt, compat=compat)
-    inside = inside_think(ids, think)
-    return sum(
-        1
-        for label, closed in zip(found.labels, found.closed, strict=True)
-        if label and (compat == "official" or inside[closed])
-    )
+def count_thoughts(ids: Sequence[int], texts: Sequence[str], think: Think, **rules: object) -> int:
+    """§4: N_o, finished non-execution sentences whose delimiter stands inside <think>. rules: of `segment`."""
+    found = segment(ids, texts, **rules)
+    counted = found.labels > 0
+    if rules.get("compat") != "official":
+        counted &= inside_think(ids, think)[found.closed]
+    return int(counted.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,14 +162,7 @@ class Steering:
 
 
 def steering_alpha(
-    steering: Steering,
-    ids: Sequence[int],
-    texts: Sequence[str],
-    think: tuple[Collection, Collection] | None,
-    *,
-    n_prompt: int = 0,
-    delimiters: str | Collection[int] = "auto",
-    markers: str | Collection[int] = "auto",
+    steering: Steering, ids: Sequence[int], texts: Sequence[str], think: Think, *, n_prompt: int = 0, **rules: object
 ) -> float | None:
     """§7: α_t for the last of these tokens, which is about to be fed, or None where it is not steered."""
     if steering.scope not in ("think", "generation", "all"):
@@ -199,5 +173,4 @@ def steering_alpha(
         return None
     if steering.scope == "generation" and len(ids) <= n_prompt:
         return None
-    n_thoughts = count_thoughts(ids, texts, think, delimiters=delimiters, markers=markers)
-    return min(steering.alpha + steering.gamma * n_thoughts, steering.alpha_max)
+    return min(steering.alpha + steering.gamma * count_thoughts(ids, texts, think, **rules), steering.alpha_max)

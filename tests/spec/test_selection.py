@@ -136,10 +136,6 @@ def test_bf16_rounds_to_nearest_even():
     np.testing.assert_array_equal(spec.round_bf16(x), [1, 1 + 2 * one, 1 + one, -1, 0, 3])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Methods as rows of weights, and a layer's heads that share one budget
-
-
 def layer_of(seed, n_kv=2, n_slots=40, group=2):
     rng = np.random.default_rng(seed)
     keys, queries = rng.normal(size=(n_kv, n_slots, 8)), rng.normal(size=(n_kv * group, 8, 8))
