@@ -149,6 +149,11 @@ typedef struct skv_fetched {
     size_t n_queries;          /* set: how many there are */
 } skv_fetched;
 
+/* Floats of a block that holds all that can be fetched of a head of n_slots, and its arrays laid out in one: of the
+ * terms those whose bits are given. */
+size_t skv_fetched_floats(const skv_workload *work, size_t n_slots);
+skv_fetched skv_fetched_in(const skv_workload *work, unsigned terms, size_t n_slots, float *block);
+
 /* An opened backend: where ops run, one caller at a time. */
 typedef struct skv_device {
     const struct skv_backend *backend;

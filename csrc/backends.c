@@ -19,6 +19,23 @@ skv_device *skv_device_open(const char *variant, int n_threads, skv_error *error
     return NULL;
 }
 
+static size_t query_floats(const skv_workload *work) {
+    return (size_t)(work->config->n_heads / work->config->n_kv_heads * work->window * work->config->head_dim);
+}
+
+size_t skv_fetched_floats(const skv_workload *work, size_t n_slots) {
+    return n_slots * ((size_t)work->config->head_dim + SKV_N_TERMS + 1) + query_floats(work);
+}
+
+skv_fetched skv_fetched_in(const skv_workload *work, unsigned terms, size_t n_slots, float *block) {
+    skv_fetched f = {.score = block, .keys = block + n_slots};
+    f.queries = f.keys + n_slots * (size_t)work->config->head_dim;
+    float *term = f.queries + query_floats(work);
+    for (size_t i = 0; i < SKV_N_TERMS; i++, term += n_slots)
+        if (terms & 1u << i) f.terms[i] = term;
+    return f;
+}
+
 const char *skv_variant(size_t i, bool *runs_here) {
     for (const skv_backend *const *b = skv_backends; *b; b++)
         for (const char *const *v = (*b)->variants; *v; v++) {

@@ -4,52 +4,19 @@
 #include <string.h>
 #include <time.h>
 
-/* The terms that a trace and a selection give beside the score; a score that is a mean of heads has none of its own. */
-static unsigned given_terms(unsigned needs) {
-    return needs & SKV_SHARED ? 0 : needs & (1 << SKV_IMPORTANCE | 1 << SKV_REDUNDANCY | 1 << SKV_PENALTY);
-}
-
-unsigned skv_evict_keeps(const skv_method *m, skv_trace_level level) {
-    const unsigned needs = skv_method_needs(m);
-    if (needs & SKV_CUSTOM) return needs & ((1 << SKV_N_TERMS) - 1);
-    return level == SKV_TRACE_SCORES ? given_terms(needs) : 0;
-}
-
 static skv_scoring scoring_of(const skv_method *m, unsigned keep) {
     skv_scoring scoring = {.method = m, .needs = skv_method_needs(m), .keep = keep};
     skv_method_weights(m, scoring.weights);
     return scoring;
 }
 
-/* A caller's function is given keys, queries and terms; with the score they are all that is read back of a head. */
-static size_t fetched_floats(const skv_config *c, const skv_method *m, size_t n_slots) {
-    const size_t dim = (size_t)c->head_dim, group = (size_t)(c->n_heads / c->n_kv_heads);
-    return n_slots * (dim + SKV_N_TERMS + 1) + group * (size_t)m->window * dim;
-}
-
-size_t skv_evict_fetched(const skv_session *s, size_t n_slots) {
-    if (!(s->needs & SKV_CUSTOM) && s->trace_level == SKV_TRACE_NONE) return 0;
-    return fetched_floats(&s->model->config, &s->method, n_slots);
-}
-
-/* The arrays of a head of n_slots, laid out in a block of fetched_floats; terms only those in `terms`. */
-static skv_fetched lay_out(const skv_config *c, const skv_method *m, unsigned terms, size_t n_slots, float *block) {
-    const size_t dim = (size_t)c->head_dim, group = (size_t)(c->n_heads / c->n_kv_heads);
-    skv_fetched f = {.score = block};
-    f.keys = block += n_slots;
-    f.queries = block += n_slots * dim;
-    block += group * (size_t)m->window * dim;
-    for (size_t term = 0; term < SKV_N_TERMS; term++, block += n_slots)
-        if (terms & 1u << term) f.terms[term] = block;
-    return f;
-}
-
 /* Asks the caller for the score of one head. */
-static bool ask(skv_device *device, const skv_config *c, const skv_scoring *scoring, const skv_job *job, float *block,
-                int32_t *positions) {
+static bool ask(skv_device *device, const skv_workload *work, const skv_scoring *scoring, const skv_job *job,
+                float *block, int32_t *positions) {
     skv_error ignored;
+    const skv_config *c = work->config;
     const size_t n = (size_t)job->n_slots;
-    skv_fetched f = lay_out(c, scoring->method, scoring->keep, n, block);
+    skv_fetched f = skv_fetched_in(work, scoring->keep, n, block);
     float *score = f.score;
     f.score = NULL;
     f.positions = positions;
@@ -130,7 +97,7 @@ static skv_record record_of(const skv_session *s, int32_t row, const skv_job *jo
                         .n_before = job->n_slots,
                         .n_kept = job->n_kept,
                         .n_candidates = (int32_t)skv_job_candidates(job),
-                        .given = given_terms(s->needs),
+                        .given = skv_method_gives(&s->method),
                         .scored = s->trace_level == SKV_TRACE_SCORES};
 }
 
@@ -142,7 +109,7 @@ static void record(skv_session *s, const skv_scoring *scoring, int32_t row, cons
         if (!job->scored) continue;
         const skv_record r = record_of(s, row, job);
         int32_t *positions = s->fetched_slots, *kept = positions + r.n_before;
-        skv_fetched f = lay_out(&s->model->config, &s->method, r.given, (size_t)r.n_before, s->fetched);
+        skv_fetched f = skv_fetched_in(&s->work, r.given, (size_t)r.n_before, s->fetched);
         f.keys = f.queries = NULL;
         f.positions = positions;
         f.kept = kept;
@@ -179,7 +146,7 @@ static void finish(skv_session *s, skv_row *r, const skv_job *jobs) {
 static void ask_for_row(skv_session *s, const skv_scoring *scoring, skv_row *r, skv_job *jobs) {
     for (size_t h = 0; h < n_jobs_of(s); h++) {
         if (!jobs[h].scored || r->failure) continue;
-        if (!ask(s->device, &s->model->config, scoring, jobs + h, s->fetched, s->fetched_slots))
+        if (!ask(s->device, &s->work, scoring, jobs + h, s->fetched, s->fetched_slots))
             r->failure = "its custom score failed";
     }
     for (size_t h = 0; r->failure && h < n_jobs_of(s); h++) jobs[h].scored = false;
@@ -311,11 +278,11 @@ static void release(selecting *a, const skv_slots *in) {
 }
 
 /* Scores and selects a layer's heads and reads what is asked for. */
-static skv_status select_layer(const selecting *a, const skv_config *c, const skv_method *m, const skv_slots *in,
+static skv_status select_layer(const selecting *a, const skv_workload *work, const skv_method *m, const skv_slots *in,
                                skv_due *due, skv_selection *out, skv_error *error) {
     const skv_backend *ops = a->device->backend;
-    const unsigned needs = skv_method_needs(m), given = given_terms(needs);
-    const skv_scoring scoring = scoring_of(m, needs & SKV_CUSTOM ? skv_evict_keeps(m, SKV_TRACE_NONE) : given);
+    const unsigned needs = work->needs, given = skv_method_gives(m);
+    const skv_scoring scoring = scoring_of(m, work->keep);
     for (size_t h = 0; h < in->n_kv_heads; h++) {
         const int32_t budget = m->budgets[h];
         a->jobs[h] = (skv_job){.due = due,
@@ -330,11 +297,11 @@ static skv_status select_layer(const selecting *a, const skv_config *c, const sk
     ops->score(a->device, &scoring, a->jobs, in->n_kv_heads);
     if (needs & SKV_CUSTOM) {
         skv_heap heap = {0};
-        float *floats = skv_alloc(&heap, fetched_floats(c, m, in->n_slots), sizeof *floats);
+        float *floats = skv_alloc(&heap, skv_fetched_floats(work, in->n_slots), sizeof *floats);
         int32_t *positions = skv_alloc(&heap, in->n_slots, sizeof *positions);
         bool ok = floats && positions;
         for (size_t h = 0; ok && h < in->n_kv_heads; h++)
-            ok = ask(a->device, c, &scoring, a->jobs + h, floats, positions);
+            ok = ask(a->device, work, &scoring, a->jobs + h, floats, positions);
         skv_free(&heap, floats);
         skv_free(&heap, positions);
         if (!ok) return skv_fail(error, SKV_CALLER, "the custom score failed");
@@ -366,7 +333,7 @@ skv_status skv_select(const skv_method *m, const skv_slots *in, skv_selection *o
                                .due_slots = skv_mul(in->n_slots, in->n_kv_heads),
                                .window = m->window,
                                .needs = needs,
-                               .keep = skv_evict_keeps(m, SKV_TRACE_SCORES)};
+                               .keep = skv_method_keeps(m, true)};
     selecting a = {.device = skv_device_open(NULL, 1, error)};
     if (!a.device) return error->code;
     const size_t window = (size_t)m->window;
@@ -380,7 +347,7 @@ skv_status skv_select(const skv_method *m, const skv_slots *in, skv_selection *o
                    .sequence = {in->sequence[0], in->sequence[1]},
                    .penalties = a.penalties,
                    .n_penalties = in->n_penalties};
-    if (!status) status = select_layer(&a, &config, m, in, &due, out, error);
+    if (!status) status = select_layer(&a, &work, m, in, &due, out, error);
     release(&a, in);
     return status;
 }

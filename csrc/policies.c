@@ -133,6 +133,17 @@ unsigned skv_method_needs(const skv_method *m) {
     return needs & 1u << SKV_IMPORTANCE ? needs | SKV_QUERIES : needs;
 }
 
+unsigned skv_method_gives(const skv_method *m) {
+    const unsigned needs = skv_method_needs(m);
+    return needs & SKV_SHARED ? 0 : needs & (1 << SKV_IMPORTANCE | 1 << SKV_REDUNDANCY | 1 << SKV_PENALTY);
+}
+
+unsigned skv_method_keeps(const skv_method *m, bool given) {
+    const unsigned needs = skv_method_needs(m);
+    if (needs & SKV_CUSTOM) return needs & ((1 << SKV_N_TERMS) - 1);
+    return given ? skv_method_gives(m) : 0;
+}
+
 void skv_method_weights(const skv_method *m, float weights[SKV_N_TERMS]) {
     for (size_t term = 0; term < SKV_N_TERMS; term++) {
         const skv_weight *w = m->policy->weights + term;

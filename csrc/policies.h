@@ -131,6 +131,13 @@ skv_status skv_method_set(skv_method *method, const char *name, double value, sk
 /* Flags, terms with a weight, what the caller's function asks for, and the queries where importance is needed. */
 unsigned skv_method_needs(const skv_method *method);
 
+/* Bits of the terms that are given beside the score, to a trace or a selection; a mean over heads has none of its own.
+ */
+unsigned skv_method_gives(const skv_method *method);
+
+/* Bits of the terms that are read back after scoring, if what is given is wanted. */
+unsigned skv_method_keeps(const skv_method *method, bool given);
+
 void skv_method_weights(const skv_method *method, float weights[SKV_N_TERMS]);
 
 /* Refuses budgets that leave nothing to choose. n_budgets = n_layers × n_kv_heads. */

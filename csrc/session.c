@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "evict.h"
-
 static size_t n_cache_heads(const skv_session *s) {
     return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
 }
@@ -75,7 +73,7 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
                              .n_tokens = o->max_tokens,
                              .window = o->method.window,
                              .needs = needs,
-                             .keep = skv_evict_keeps(&o->method, o->trace)};
+                             .keep = skv_method_keeps(&o->method, o->trace == SKV_TRACE_SCORES)};
     if (needs & SKV_COMPACTS) s->work.n_due = o->n_rows < SKV_DUE ? o->n_rows : SKV_DUE;
     s->cache = (skv_cache){.shape = s->work.cache, .device = device, .heap = &s->heap, .limit_bytes = o->limit_bytes};
     if (!allocate_session(s)) goto out_of_memory;
@@ -184,9 +182,9 @@ static skv_status grow_workspace(skv_session *s, const skv_row *r, skv_error *er
     for (size_t layer = 0; layer < (size_t)s->model->config.n_layers; layer++)
         due_slots += layer_slots(s, layer, r->capacity, r->n_prompt, &pages);
     if (work.n_due) at_least(&work.due_slots, due_slots);
-    const size_t fetched = skv_evict_fetched(s, work.scored_slots);
-    if (fetched && work.scored_slots > s->work.scored_slots) {
-        float *floats = skv_alloc(&s->heap, fetched, sizeof *floats);
+    const bool fetches = s->needs & SKV_CUSTOM || s->trace_level != SKV_TRACE_NONE;
+    if (fetches && work.scored_slots > s->work.scored_slots) {
+        float *floats = skv_alloc(&s->heap, skv_fetched_floats(&work, work.scored_slots), sizeof *floats);
         int32_t *slots = skv_alloc(&s->heap, 2 * work.scored_slots, sizeof *slots);
         skv_free(&s->heap, floats ? s->fetched : NULL);
         skv_free(&s->heap, slots ? s->fetched_slots : NULL);
