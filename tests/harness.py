@@ -285,18 +285,21 @@ def thinking_text(n, seed):
 # METHOD §9's rule
 
 
-def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5):
+SIZE = {"keydiff": 1}  # of what a score is the sum of, where it says less by itself
+
+
+def judge(selection, head, kept, keys, margin=1e-6, rtol=1e-5, size=0):
     """ "equal", "tie" (exact, but for the reference's own float64 rounding), "near" or "different"."""
     if np.array_equal(kept, selection.kept[head]):
         return "equal"
-    if spec.near_tie(selection, head, kept, rtol=1e-12):
+    if spec.near_tie(selection, head, kept, rtol=1e-12, size=size):
         return "tie"
-    if spec.near_tie(selection, head, kept, rtol=rtol):
+    if spec.near_tie(selection, head, kept, rtol=rtol, size=size):
         return "near"
     return "near" if selection.redundancy is not None and spec.cosine_margin(keys) < margin else "different"
 
 
-def judge_layer(scores, kept, wanted, keys, rtol=1e-5, margin=1e-6):
+def judge_layer(scores, kept, wanted, keys, rtol=1e-5, margin=1e-6, size=0):
     """The same of heads that share their budgets: all of them as if they were one. scores: {name: [C]} of each head."""
     starts = np.cumsum([0, *(len(s["score"]) for s in scores)])
     names = [n for n in ("importance", "redundancy", "penalty", "score") if scores[0].get(n) is not None]
@@ -307,7 +310,7 @@ def judge_layer(scores, kept, wanted, keys, rtol=1e-5, margin=1e-6):
     )
     none = dict.fromkeys(("importance", "redundancy", "penalty"))
     selection = spec.Selection(**(none | joined | {"kept": [theirs]}))
-    verdict = judge(selection, 0, mine, keys[0], 0, rtol)
+    verdict = judge(selection, 0, mine, keys[0], 0, rtol, size)
     near = selection.redundancy is not None and any(spec.cosine_margin(k) < margin for k in keys)
     return "near" if verdict == "different" and near else verdict
 

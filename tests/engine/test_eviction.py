@@ -83,7 +83,7 @@ def test_matrix_selections_equal_the_reference(name, backend, data):
     (model, _), (_, _, logits, records), opened = run(case, backend)
     seen, again = harness.captured(model, method, records, tokens, row=opened, cache=case["cache"])
     assert np.array_equal(again, logits) and len(seen) == len(records)
-    layers = defaultdict(dict)
+    layers, size = defaultdict(dict), harness.SIZE.get(name, 0)
     for record, c in zip(records, seen, strict=True):
         layers[record[1:3]][record[3]] = c, record
     for (_, layer), heads in layers.items():
@@ -94,13 +94,15 @@ def test_matrix_selections_equal_the_reference(name, backend, data):
         for h, (c, record) in heads.items():
             scores = {key: None if value is None else value[h] for key, value in vars(want).items()}
             same = harness.same_scores(record[6], scores, c.keys, 1e-5)
-            verdict = "equal" if method.allocate == "layer" else harness.judge(want, h, kept_slots(c, record), c.keys)
+            verdict = "equal"
+            if method.allocate == "head":
+                verdict = harness.judge(want, h, kept_slots(c, record), c.keys, size=size)
             assert verdict != "different"
             count("", name, verdict if same else "near")
         if method.allocate == "layer":
             parts = [{key: value[h] for key, value in vars(want).items() if value is not None} for h in heads]
             kept = [kept_slots(c, record) for c, record in heads.values()]
-            verdict = harness.judge_layer(parts, kept, want.kept, [c.keys for c, _ in heads.values()])
+            verdict = harness.judge_layer(parts, kept, want.kept, [c.keys for c, _ in heads.values()], size=size)
             assert verdict != "different"
             count("", name, verdict)
 
@@ -133,6 +135,7 @@ def test_matrix_runs_equal_the_reference(name, backend, data):
                 [vars(e) for _, e in heads], [kept_slots(e, r) for r, e in heads],
                 [np.searchsorted(e.positions, e.kept) for _, e in heads],
                 [expected.before[e.step, e.layer, e.head] for _, e in heads], SCORES[kind], SCORES[kind] / 10,
+                harness.SIZE.get(name, 0),
             )  # fmt: skip
             assert verdict != "different" or expected.margins[c.step] < SCORES[kind] / 10
             count(f"run {kind} ", name, verdict)

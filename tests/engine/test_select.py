@@ -97,7 +97,7 @@ def test_matrix_select_equals_the_reference(name, data):
     m = {key: value for key, value in vars(method).items() if key in known} | {"weights": harness.weights_of(method)}
     want = spec.select(harness.reference_name(name), keys, queries, budget=method.budget, **m, **more)
     budgets = np.broadcast_to(method.budget, n_kv)
-    scores, protected = [], []
+    scores, protected, size = [], [], harness.SIZE.get(name, 0)
     for h in range(n_kv):
         mine, other = ({k: v[h] for k, v in vars(s).items() if k != "kept" and v is not None} for s in (got, want))
         if name != "custom":
@@ -113,7 +113,7 @@ def test_matrix_select_equals_the_reference(name, data):
         protected.append((where < below) | (np.arange(n_slots) >= len(score)))
         scores.append(np.concatenate([score, np.zeros(n_slots - len(score))]).astype(np.float64))
         # A head of its own; what a layer's heads are given depends on all of them, and is looked at below.
-        verdict = "equal" if method.allocate == "layer" else harness.judge(want, h, got.kept[h], exact)
+        verdict = "equal" if method.allocate == "layer" else harness.judge(want, h, got.kept[h], exact, size=size)
         assert verdict in ("equal", "tie") or verdict == "near" and kind not in EXACT
         COUNTS[verdict if same else "near"] += 1
     # The rule of the choice itself, on the core's own float32 scores: exact.

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from skipkv.checkpoint import ModelConfig
 
 from skipkv import bench
-from skipkv.checkpoint import ModelConfig
 
 
 @pytest.fixture

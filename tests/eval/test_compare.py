@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from generations import PROBLEMS
 from harness import refused
+from skipkv.compare import bootstrap, compare, json_lines, read_texts, table
 
 import skipkv
 from skipkv import Steering, parse_method
-from skipkv.compare import bootstrap, compare, json_lines, read_texts, table
 
 STEERING = Steering(np.full(256, 0.05), 1, scope="generation")
 

@@ -6,11 +6,11 @@ import webbrowser
 from dataclasses import fields
 
 import pytest
+from skipkv.demo import evaluate, grade, wilson
 
 import skipkv
 from skipkv import demo
 from skipkv.cli import main
-from skipkv.demo import evaluate, grade, wilson
 from skipkv.tiny.problems import draw
 
 

@@ -195,11 +195,12 @@ def last_query_score(method: str, keys: list[np.ndarray], queries: np.ndarray) -
     return np.mean([softmax(group_logits(k[:-1], q))[0] for k, some in zip(keys, heads, strict=True) for q in some], 0)
 
 
-def near_tie(selection: Selection, head: int, kept: Sequence[int], *, rtol: float = 1e-5) -> bool:
+def near_tie(selection: Selection, head: int, kept: Sequence[int], *, rtol: float = 1e-5, size: float = 0) -> bool:
     """§9: whether `kept` equals the selection's set of this head but for slots that a rounding error may exchange.
 
     The slots that differ must be candidates whose reference scores lie within rtol of each other, relative to the
-    terms the score is the sum of (the score itself can be near 0). Cosines near 0.5 are the caller's to look at.
+    terms the score is the sum of (the score itself can be near 0), or to `size` where that is more: 1 for a cosine.
+    Cosines near 0.5 are the caller's to look at.
     """
     mine, other = np.asarray(selection.kept[head]), np.asarray(kept)
     lost, won = np.setdiff1d(mine, other), np.setdiff1d(other, mine)
@@ -209,7 +210,7 @@ def near_tie(selection: Selection, head: int, kept: Sequence[int], *, rtol: floa
     if len(lost) != len(won) or max(lost.max(), won.max()) >= len(score):
         return False
     changed = np.concatenate([lost, won])
-    size = np.abs(score[changed]).max()
+    size = max(size, np.abs(score[changed]).max())
     if selection.redundancy is not None:
         parts = [part[head][changed] for part in (selection.importance, selection.redundancy) if part is not None]
         size += sum(parts).max()
