@@ -149,7 +149,8 @@ static void ask_for_row(skv_session *s, const skv_scoring *scoring, skv_row *r, 
         if (!ask(s->device, &s->work, scoring, jobs + h, s->fetched, s->fetched_slots))
             r->failure = "its custom score failed";
     }
-    for (size_t h = 0; r->failure && h < n_jobs_of(s); h++) jobs[h].scored = false;
+    if (!r->failure) return;
+    for (size_t h = 0; h < n_jobs_of(s); h++) jobs[h].scored = false;
 }
 
 /* Compacts up to SKV_DUE rows. */
@@ -186,8 +187,9 @@ static skv_status evict(skv_session *s, size_t n, skv_error *error) {
     bool caller_failed = false;
     for (size_t i = 0; i < n; i++)
         if (skv_tracker_compare(&s->rows[s->due_rows[i]].tracker, (float)s->method.tau, error)) return error->code;
-    for (size_t i = 0; s->needs & SKV_COMPACTS && i < n; i += SKV_DUE)
-        if (compact_rows(s, s->due_rows + i, n - i < SKV_DUE ? n - i : SKV_DUE, error)) return error->code;
+    for (size_t i = 0; i < n; i += SKV_DUE)
+        if (s->needs & SKV_COMPACTS && compact_rows(s, s->due_rows + i, n - i < SKV_DUE ? n - i : SKV_DUE, error))
+            return error->code;
     for (size_t i = 0; i < n; i++) {
         skv_row *r = s->rows + s->due_rows[i];
         caller_failed |= r->failure != NULL;
@@ -268,7 +270,8 @@ static bool allocate(selecting *a, const skv_cache_shape *shape, const skv_slots
 }
 
 static void release(selecting *a, const skv_slots *in) {
-    for (size_t h = 0; a->heads && h < in->n_kv_heads; h++)
+    const size_t n_heads = a->heads ? in->n_kv_heads : 0;
+    for (size_t h = 0; h < n_heads; h++)
         for (int32_t page = 0; page < a->heads[h].n_pages; page++)
             a->device->backend->free(a->device, a->heads[h].pages[page]);
     a->device->backend->free(a->device, a->ring);

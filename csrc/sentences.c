@@ -296,7 +296,7 @@ skv_status skv_flag_repeats(const float *vectors, size_t n, size_t width, float 
         status = ops->sync(device, error);
     }
     if (!status) status = skv_tracker_compare(&t, tau, error);
-    for (size_t i = 0; !status && i < n; i++) lambda[i] = t.facts[i].lambda;
+    for (size_t i = 0; i < n; i++) lambda[i] = status ? 0 : t.facts[i].lambda;
     skv_tracker_free(&t);
     ops->free(device, x);
     ops->close(device);

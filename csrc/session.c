@@ -94,7 +94,8 @@ out_of_memory:
 
 void skv_session_free(skv_session *s) {
     if (!s) return;
-    for (size_t r = 0; s->rows && r < s->n_rows; r++)
+    const size_t n_rows = s->rows ? s->n_rows : 0;
+    for (size_t r = 0; r < n_rows; r++)
         if (s->rows[r].open) skv_row_close(s, (int32_t)r);
     skv_cache_free(&s->cache);
     buffer buffers[N_BUFFERS];

@@ -96,7 +96,8 @@ static void *data_of(const skv_slot *slot) { return slot->matrix ? slot->matrix-
 
 void skv_model_free(skv_model *m) {
     if (!m) return;
-    for (size_t i = 0; m->slots && i < m->n_slots; i++) m->device->backend->free(m->device, data_of(m->slots + i));
+    const size_t n_slots = m->slots ? m->n_slots : 0;
+    for (size_t i = 0; i < n_slots; i++) m->device->backend->free(m->device, data_of(m->slots + i));
     m->device->backend->close(m->device);
     void *const blocks[] = {m->slots, m->layers, m->inv_freq};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&m->heap, blocks[i]);
