@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pytest
 from generations import PROBLEMS, VECTOR, facts, like, make, run, running, same, stream, work_of
-from harness import ALL, refused
+from harness import ALL, SHARING, refused
 
 import skipkv
 from skipkv import Steering
-from skipkv.methods import SUMS, TABLE
+from skipkv.methods import NEEDS, SUMS
 from skipkv.tiny.problems import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
@@ -118,7 +118,7 @@ def test_samples_share_one_prefill(model):
 
 
 def page_bytes(name, cache):
-    return 64 * (2 * 32 * {"bf16": 2, "f32": 4}[cache] + 4 + 4 * bool(TABLE[name]["needs"] & SUMS))
+    return 64 * (2 * 32 * {"bf16": 2, "f32": 4}[cache] + 4 + 4 * bool(make(name).needs & SUMS))
 
 
 def worst_case(name, cache, n_prompt, new, budget=48, interval=32):
@@ -174,7 +174,7 @@ def test_more_rows_than_sequences_cost_nothing(model):
     assert len(run(model, PROBLEMS[0], rows=2**31 - 1, n=2, max_new_tokens=3)) == 2
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *SHARING])
 @pytest.mark.parametrize("cache", ["bf16", "f32"])
 def test_the_counts_follow_from_the_trace(model, name, cache):
     prompts = [PROBLEMS[0], PROBLEMS[3] * 2]
@@ -202,7 +202,7 @@ def test_the_counts_follow_from_the_trace(model, name, cache):
         assert stats.compression_of_full == sum(slots.values()) / (200 * HEADS)
         assert stats.thinking_tokens > 50 and stats.prompt_tokens == len(out.prompt_tokens)
         assert (stats.compression < 0.7) == (stats.live_bytes < stats.full_bytes) == (name != "full")
-        assert (stats.pairs > 0) == (name in ("rkv", "skipkv", "custom"))
+        assert (stats.pairs > 0) == bool(make(name).needs & NEEDS["redundancy"])
     single = run(model, PROBLEMS[0], make(name), **options)[0].stats
     assert single.pool_peak_bytes == single.peak_bytes <= single.pool_bytes
 
