@@ -15,7 +15,7 @@ import skipkv
 from skipkv import viz
 from skipkv.cli import main
 from skipkv.eval import speed
-from skipkv.methods import CLASSES, PARAMETERS, TABLE
+from skipkv.methods import CLASSES, PARAMETERS, SHARED_PARAMETERS, TABLE
 from skipkv.steering import parse_run, save_vectors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted")
@@ -224,7 +224,8 @@ def test_methods_are_listed(skip):
         assert f"{name:10s} {TABLE[name]['summary']}\n" in out
     for name, p in PARAMETERS.items():
         assert re.search(rf"^{name} +{re.escape(p['summary'])} \(", out, re.M)
-    assert "budget     slots that a KV head keeps after a compaction (1 to 16777216; required)" in out
+    assert re.search(r"^budget +slots that a KV head keeps after a compaction \(1 to 16777216; required\)$", out, re.M)
+    assert all(re.search(rf"^{name} +\w", out, re.M) for name in SHARED_PARAMETERS)
     found = json.loads(skip("methods", "--json")[1])
     assert found == {"methods": TABLE, "parameters": PARAMETERS} and set(found["methods"]) == {*CLASSES, "custom"}
 

@@ -90,7 +90,7 @@ def test_a_budget_beyond_every_text_is_exact_and_reported_as_never_compacted(mod
     assert wide.kl == (0.0, 0.0, 0.0) and wide.same == (1.0, 1.0, 1.0)
     assert wide.texts == 0 and wide.positions == sum(len(t) - 1 for t in texts[0])
     assert narrow.texts == 3 and narrow.kl[0] > 0 and narrow.positions < wide.positions
-    lines = table([wide, narrow]).splitlines()
+    lines = str(table([wide, narrow])).splitlines()
     assert lines[1].startswith(f"{name}:budget=163,interval=32 (never compacted)  ") and "never" not in lines[2]
 
 
@@ -121,7 +121,7 @@ def test_flagged_is_a_share_of_the_sentences(model, texts):
     method = parse_method("skipkv:budget=40,tau=0.9")
     [found] = compare(model, texts[0], [(method, None)], prompts=texts[1], progress=False)
     stats = [model.replay(ids, method, n_prompt=n).stats for ids, n in zip(*texts, strict=True)]
-    assert found.flagged == sum(s["flagged"] for s in stats) / sum(s["sentences"] for s in stats) > 0
+    assert found.flagged == sum(s.flagged for s in stats) / sum(s.sentences for s in stats) > 0
 
 
 def test_too_short_a_text_is_refused(model):

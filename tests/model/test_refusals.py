@@ -7,6 +7,7 @@ import shutil
 import harness
 import numpy as np
 import pytest
+import spec
 from generations import PROBLEMS, like, run
 from harness import EVICTING, TINY, refused
 
@@ -23,7 +24,9 @@ DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, lates
               "prompt-marker, thoughts-anywhere, thoughts-on-grid, steer-prompt-end")  # fmt: skip
 NEEDS = "some of queries, sums, penalties, importance, redundancy"
 RKV_KNOWS = "budget, interval, window, mix, kernel, tau"
-RKV_TAKES = f"{RKV_KNOWS}, protect, allocate, evict, compat"
+SHARED = "protect, allocate, evict, compat"
+RKV_TAKES = f"{RKV_KNOWS}, {SHARED}"
+NO_WEIGHT = "blend weighs no term; allowed: at least one weight that is not 0"
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ PARAMETERS = [  # of a method
     (Streaming, "sinks", (-1,), "integers from 0 to 1048576"),
     (Random, "seed", (-1, 2**53), "integers from 0 to 9007199254740991"),
     (RKV, "protect", ("first", "sinks:-1"), "none, prompt, sinks:N"),
+    (RKV, "allocate", ("x", "", None, True, 5), "head, layer"),
     (RKV, "evict", ("no",), "True, False"),
     (RKV, "compat", ("pear", 7), DEVIATIONS),
 ]
@@ -144,6 +148,10 @@ def protected(budget, least, first, n, padding=""):
             "newest slots are protected")  # fmt: skip
 
 
+def one_set(name):
+    return f"allocate is layer; allowed: head, as {name} keeps one set for all heads"
+
+
 def sizes(keys, queries):
     return f"keys {list(keys)} and queries {list(queries)}: {EMPTY}"
 
@@ -184,13 +192,21 @@ REFUSED = [
      f"method 'rkv:budget=30,budget=40': 'budget' is given twice; allowed: {RKV_TAKES}"),
     (lambda m: parse_method("rkv:budget"), f"method 'rkv:budget': 'budget' has no value; allowed: {RKV_TAKES}"),
     (lambda m: parse_method("full:budget=30"),
-     "method 'full:budget=30': 'budget' is no parameter of it; allowed: interval, tau, protect, allocate, evict, compat"),
+     f"method 'full:budget=30': 'budget' is no parameter of it; allowed: interval, tau, {SHARED}"),
     (lambda m: parse_method("rkv:budget=x"), f"budget is 'x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=9/x"), f"budget is '9/x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=40+30/50"), f"budget is ((40, 30), 50); allowed: {SLOTS}"),
     (lambda m: parse_method("rkv:budget=30,evict=maybe"), "evict is 'maybe'; allowed: True, False"),
     (lambda m: generate(m, method="rkv"), "method 'rkv': rkv needs a budget"),
     (lambda m: generate(m, method="rkv:budget=many"), f"budget is 'many'; allowed: {NUMBER}"),
+    (lambda m: skipkv.Blend(64), NO_WEIGHT),
+    (lambda m: skipkv.Blend(64, importance=0.0), NO_WEIGHT),
+    (lambda m: parse_method("blend:budget=64"), NO_WEIGHT),
+    (lambda m: selected("blend"), NO_WEIGHT),
+    *((lambda m, name=name: CLASSES[name](64, allocate="layer"), one_set(name)) for name in spec.SHARED),
+    *((lambda m, name=name: selected(f"{name}:budget=20,allocate=layer"), one_set(name)) for name in spec.SHARED),
+    (lambda m: parse_method("rkv:budget=64,allocate=x"), "allocate is 'x'; allowed: head, layer"),
+    (lambda m: generate(m, method="full:allocate=rows"), "allocate is 'rows'; allowed: head, layer"),
     (lambda m: Custom(3, budget=30), "score is 3; allowed: a function"),
     (lambda m: Custom(len, ["query"], budget=30), f"needs is 'query'; allowed: {NEEDS}"),
     (lambda m: Custom(len, "sums", budget=30), f"needs is 'sums'; allowed: {NEEDS}"),
