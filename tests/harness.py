@@ -154,7 +154,8 @@ def make(name, **parameters):
 
 
 def reference_name(name):
-    """`custom` scores as skipkv does, see `make`."""
+    """The specification's name of a method. `custom` scores as skipkv does, see `make`."""
+    name = name.partition(":")[0]
     return "skipkv" if name == "custom" else name
 
 
