@@ -91,6 +91,7 @@ def test_a_memory_limit_is_kept_whatever_the_heads_get(model, name):
     prompts, options = PROBLEMS[:4], {"max_new_tokens": 120, "stop_ids": (), "cache": "f32"}
     free = run(model, prompts, make(name), rows=4, **options)
     need = 4 * (POOLED + 4 * 32) // 64 * page_bytes(name, "f32")  # what the layers hold at most, were all pages full
+    assert max(out.stats.pool_peak_bytes for out in free) > 3 * need
     for limit in (2 * need, 3 * need):
         outs = run(model, prompts, make(name), rows=4, memory_limit=limit, **options)
         assert [facts(a) for a in outs] == [facts(b) for b in free]
