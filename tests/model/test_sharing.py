@@ -5,9 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import spec
-from generations import PROBLEMS, facts, make, recorded, run, same
+from generations import PROBLEMS, facts, make, page_bytes, recorded, run, same
 from harness import SHARING, reference_name
-from test_generate import page_bytes
 
 import skipkv
 from skipkv import RKV, Blend, Full, SkipKV, Trace
@@ -71,19 +70,6 @@ def test_the_prompt_is_protected_in_every_head(model, name):
         4 * (n_prompt + 61)
     }
     assert all(c.kept[:n_prompt].tolist() == list(range(n_prompt)) for c in out.trace.compactions)
-
-
-@pytest.mark.parametrize("name", SHARING)
-def test_bytes_are_those_of_the_slots_held(shared, name):
-    out, page = shared(name), page_bytes(name, "f32")
-
-    def pages(step):
-        held = (len(out.trace.held(step, layer, head)) for layer in range(4) for head in range(4))
-        return sum(-(-n // 64) for n in held)
-
-    assert out.trace.bytes == [(step, pages(step) * page) for step in out.trace.steps]
-    assert out.stats.live_bytes == pages(len(out.trace.tokens) - 1) * page
-    assert out.stats.evicted == sum(c.before - len(c.kept) for c in out.trace.compactions)
 
 
 @pytest.mark.parametrize("name", ["rkv:allocate=layer", "h2o:allocate=layer"])
