@@ -125,7 +125,8 @@ skv_status skv_method_set(skv_method *m, const char *name, double value, skv_err
 }
 
 unsigned skv_method_needs(const skv_method *m) {
-    unsigned needs = m->policy->flags | m->custom_needs | (m->by_layer ? SKV_BY_LAYER : 0);
+    const bool shares = m->by_layer && m->policy->flags & SKV_COMPACTS; /* `full` has nothing to share */
+    unsigned needs = m->policy->flags | m->custom_needs | (shares ? SKV_BY_LAYER : 0);
     for (unsigned term = 0; term < SKV_N_TERMS; term++) {
         const skv_weight *w = m->policy->weights + term;
         if (w->base != 0 || w->slope != 0 || m->weights[term] != 0) needs |= 1u << term;

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.checks import CONSTANTS, plain
+from skipkv.checks import CONSTANTS, one_of, plain
 from skipkv.errors import ConfigError
 
 TABLE, PARAMETERS = _skipkv.methods()
@@ -134,6 +134,7 @@ class Method:
         object.__setattr__(self, "compat", "official" if named == ("official",) else named or None)
         if not isinstance(self.evict, bool):
             raise ConfigError(f"evict is {self.evict!r}; allowed: True, False")
+        one_of("allocate", self.allocate, ("head", "layer"), str)
         for name in [name for name in self._parameters() if name != "budget"]:
             value, p = getattr(self, name), PARAMETERS[name]
             if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):

@@ -11,6 +11,7 @@ import harness
 import numpy as np
 
 from skipkv import Model
+from skipkv.methods import SUMS
 from skipkv.tiny.problems import draw
 
 PROBLEMS = [problem["prompt"] for problem in draw(200)]
@@ -26,6 +27,11 @@ def like(model, tokenizer="same", **changes):
 def make(name, budget=48, interval=32, **parameters):
     """A method of this name that compacts within a few tokens, and flags something in so short a text."""
     return harness.make(name, **({"budget": budget, "interval": interval, "tau": 0.9} | parameters))
+
+
+def page_bytes(name, cache):
+    """Bytes of a page of the model in the box under this method."""
+    return 64 * (2 * 32 * {"bf16": 2, "f32": 4}[cache] + 4 + 4 * bool(make(name).needs & SUMS))
 
 
 def run(model, prompts, method=None, steering=None, **options):

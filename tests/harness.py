@@ -25,6 +25,8 @@ from skipkv.sentences import WAY, classify
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 EVICTING = [name for name, row in methods.TABLE.items() if row["needs"] & methods.COMPACTS]
 ALL = list(methods.TABLE)
+# Those whose heads may share their layer's budgets, doing so.
+SHARING = [f"{name}:allocate=layer" for name in EVICTING if name not in spec.SHARED]
 TINY = Path(skipkv.__file__).parent / "tiny"
 
 
@@ -136,7 +138,12 @@ BLEND = {"position": 1e-4, "sums": 0.01, "importance": 0.5, "redundancy": -0.7, 
 
 
 def make(name, **parameters):
-    """The method of this name; of the parameters those it takes. `custom` scores as skipkv, `blend` by all terms."""
+    """The method of this name; of the parameters those it takes. `custom` scores as skipkv, `blend` by all terms.
+
+    The name may say what it allocates by, as in `SHARING`.
+    """
+    name, _, allocate = name.partition(":allocate=")
+    parameters |= {"allocate": allocate} if allocate else {}
     known = (*methods.TABLE[name]["parameters"].split(), *methods.SHARED_PARAMETERS)
     taken = {key: value for key, value in parameters.items() if key in known}
     if name == "blend":
@@ -147,7 +154,8 @@ def make(name, **parameters):
 
 
 def reference_name(name):
-    """`custom` scores as skipkv does, see `make`."""
+    """The specification's name of a method. `custom` scores as skipkv does, see `make`."""
+    name = name.partition(":")[0]
     return "skipkv" if name == "custom" else name
 
 

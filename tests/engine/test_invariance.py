@@ -8,7 +8,7 @@ import harness
 import numpy as np
 import pytest
 from generations import PROBLEMS, VECTOR, alone, facts, make, recorded, run, same, same_compactions
-from harness import ALL, EVICTING, RUN, STEERING, assert_same, assert_same_trace, feed, outcome, tiny
+from harness import ALL, RUN, SHARING, STEERING, assert_same, assert_same_trace, feed, outcome, tiny
 
 import skipkv
 from skipkv import Steering, _skipkv
@@ -64,6 +64,9 @@ def test_a_row_is_the_same_among_seven_others(backend, whole):
 # Rows under every method, with sentences and steering
 
 
+EACH = [*ALL, *SHARING]
+
+
 def options(name, evict=True, **changes):
     return harness.make(name, budget=40, evict=evict, **(RUN | changes))
 
@@ -87,7 +90,7 @@ def single(backend):
 
 
 @pytest.mark.parametrize("evict", [True, False])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_chunks_decoding_and_threads_change_no_bit(name, evict, single, backend):
     want, trace, alphas = single(name, evict)
     tokens = harness.sentences_text(170, 7)
@@ -99,7 +102,7 @@ def test_chunks_decoding_and_threads_change_no_bit(name, evict, single, backend)
         assert steered == alphas
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_a_row_is_the_same_in_a_batch(name, single, backend):
     rows = [(170, 50, 7), (60, 60, 8), (130, 1, 9), (170, 20, 10), (90, 39, 11)]  # n, n_prompt, seed of the text
     session = harness.open_session(harness.build(variant=backend)[0], options(name), rows=5, threads=2, trace=2)
@@ -117,7 +120,7 @@ def test_a_row_is_the_same_in_a_batch(name, single, backend):
 
 
 @pytest.mark.parametrize("evict", [True, False])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_a_fork_equals_a_fresh_row(name, evict, single, backend):
     want, trace, _ = single(name, evict)
     tokens = harness.sentences_text(170, 7)
@@ -177,7 +180,7 @@ def test_the_order_of_prompts_changes_no_text(model, method):
     assert [out.tokens for out in moved] == [outs[i].tokens for i in order]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_samples_equal_separate_runs_whatever_the_rows(model, name):
     method = make(name)
     # One that is steered, one longer than the budget, one with nothing to share.
@@ -192,7 +195,7 @@ def test_samples_equal_separate_runs_whatever_the_rows(model, name):
     same(run(model, prompts, method, steering, **options), expected[::3])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EACH)
 def test_a_batch_changes_no_bit(model, name):
     method = make(name)
     prompts = [*PROBLEMS[:4], PROBLEMS[4] * 14]  # the last takes two forwards of prefill while others decode
@@ -203,7 +206,7 @@ def test_a_batch_changes_no_bit(model, name):
     same(together, [alone(model, prompts, method, steering, p, 0, **options) for p in range(5)])
     same(together, run(model, prompts, method, steering, rows=2, **options))
     assert together[0].stats.steered and together[2].stats.steered and not together[1].stats.steered
-    if name in EVICTING:
+    if name != "full":
         assert all(out.stats.compactions for out in together)
     # Steering is felt, and by its rows alone.
     plain = run(model, prompts, method, rows=8, **options)
@@ -266,7 +269,7 @@ def test_a_session_outlives_the_name_of_its_model(model, backend):
 # Replay is decoding
 
 
-@pytest.mark.parametrize("name", ["full", *EVICTING])
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("cache", ["bf16", "f32"])
 def test_replay_repeats_decoding_bit_for_bit(model, name, cache):
     method = make(name)
@@ -305,7 +308,7 @@ def test_replay_under_random_repeats_the_noise_of_its_sequence(model):
         assert ([c.kept.tolist() for c in again.trace.compactions] == kept) == equal
 
 
-@pytest.mark.parametrize("name", ["full", *EVICTING])
+@pytest.mark.parametrize("name", EACH)
 def test_replay_gives_the_logits_of_single_steps_and_their_log_softmax(model, name):
     ids = model.encode(PROBLEMS[5])
     text = ids + recorded(model, None, [ids])[0].tokens

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from skipkv.checkpoint import ModelConfig
 
-from skipkv import bench
+from skipkv.eval import speed
+from skipkv.load.config import ModelConfig
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def small(monkeypatch):
         "qwen2", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden=64, ffn=96, vocab=300, context=512,
         norm_eps=1e-6, tied=True, qkv_bias=True, rope_theta=1e4,
     )  # fmt: skip
-    monkeypatch.setitem(bench.SHAPES, "small", config)
-    monkeypatch.setattr(bench, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setitem(speed.SHAPES, "small", config)
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
     return config
 
 
@@ -55,7 +55,7 @@ def test_bench_measures_what_it_says(skip, small):
 
 
 def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
-    monkeypatch.setattr(bench, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
     argv = ["bench", "tiny", "--quiet", *SETTINGS, "--rows", 2, "--contexts", 40]
     status, out, err = skip(*argv, "--json")
     found = json.loads(out)
@@ -63,8 +63,9 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
     assert [r["kind"] for r in found["results"]] == ["prefill", "decode"]
     assert found["results"][1]["evict_share"] < 0.5  # full drops nothing; comparing sentences needs a tokenizer
     status, out, _ = skip(*argv, "--dtype", "f32", "--cache", "f32")
-    head, limits, *lines = out.splitlines()
+    head, limits, _, columns, *lines = out.splitlines()
     assert head.startswith("tiny, f32 weights, f32 cache, ") and limits.startswith("limits: ")
-    assert [line.split(":")[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40, full"]
-    figures = r"[\d.]+ tokens/s; [\d.]+ GB/s = \d+ % of bandwidth; [\d.]+ Gflop/s = \d+ % of peak"
+    assert columns.split()[:5] == ["measurement", "ms", "tokens/s", "GB/s", "read"]
+    assert [re.split("  +", line)[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40"]
+    figures = r" +[\d.]+ +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +\d+"  # ms, tokens/s, GB/s, its share, Gflop/s, its share
     assert all(re.search(figures, line) for line in lines)

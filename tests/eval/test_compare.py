@@ -1,16 +1,18 @@
 """Fidelity to the full cache on recorded texts: the figures from the logits, what is counted, and the tables."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 from generations import PROBLEMS
 from harness import refused
-from skipkv.compare import bootstrap, compare, json_lines, read_texts, table
 
 import skipkv
 from skipkv import Steering, parse_method
+from skipkv.eval import Table, bootstrap, compare
+from skipkv.eval.fidelity import table
+from skipkv.load.texts import json_lines
+from skipkv.load.texts import read_texts as read
 
 STEERING = Steering(np.full(256, 0.05), 1, scope="generation")
 
@@ -64,7 +66,7 @@ def test_figures_are_means_over_the_positions_behind_a_texts_first_compaction(mo
     assert found.same[0] == pytest.approx(same / n)
     assert all(low <= mean <= high for mean, low, high in (found.nll, found.delta_nll, found.kl, found.same))
     peaks = [
-        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats["peak_bytes"]
+        model.replay(ids, method, n_prompt=n_prompt, sequence=(i, 0)).stats.peak_bytes
         for i, (ids, n_prompt) in enumerate(zip(*texts, strict=True))
     ]
     assert found.peak_bytes == max(peaks)
@@ -88,7 +90,7 @@ def test_a_budget_beyond_every_text_is_exact_and_reported_as_never_compacted(mod
     assert wide.kl == (0.0, 0.0, 0.0) and wide.same == (1.0, 1.0, 1.0)
     assert wide.texts == 0 and wide.positions == sum(len(t) - 1 for t in texts[0])
     assert narrow.texts == 3 and narrow.kl[0] > 0 and narrow.positions < wide.positions
-    lines = table([wide, narrow]).splitlines()
+    lines = str(table([wide, narrow])).splitlines()
     assert lines[1].startswith(f"{name}:budget=163,interval=32 (never compacted)  ") and "never" not in lines[2]
 
 
@@ -119,7 +121,7 @@ def test_flagged_is_a_share_of_the_sentences(model, texts):
     method = parse_method("skipkv:budget=40,tau=0.9")
     [found] = compare(model, texts[0], [(method, None)], prompts=texts[1], progress=False)
     stats = [model.replay(ids, method, n_prompt=n).stats for ids, n in zip(*texts, strict=True)]
-    assert found.flagged == sum(s["flagged"] for s in stats) / sum(s["sentences"] for s in stats) > 0
+    assert found.flagged == sum(s.flagged for s in stats) / sum(s.sentences for s in stats) > 0
 
 
 def test_too_short_a_text_is_refused(model):
@@ -145,6 +147,10 @@ def test_the_bootstrap_of_little():
     assert bootstrap([(3.0, 2), (0.0, 0)], 100, 0) == (1.5, 1.5, 1.5)
     assert np.isnan(bootstrap([], 100, 0)).all()
     assert bootstrap([(3.0, 2)], 0, 0) == (1.5, 1.5, 1.5)
+
+
+def read_texts(model, path, tokens, limit):
+    return read(path, model.tokenizer, model.config.context, tokens, limit)
 
 
 def lines(tmp_path, *values):
@@ -193,7 +199,7 @@ def test_bad_files_of_texts_are_refused(model, tmp_path, line, options, message)
 def test_the_table_has_a_row_a_run(model, texts):
     runs = [(parse_method(t), None) for t in ("full", "rkv:budget=40")]
     found = compare(model, texts[0], runs, prompts=texts[1], progress=False)
-    head, full, rkv = table(found).splitlines()
+    head, full, rkv = str(table(found)).splitlines()
     columns = ["method", "nll", "Δnll", "KL(full‖method)", "same best token %", "peak cache MB", "texts", "positions",
                "flagged %"]  # fmt: skip
     starts = [head.index(name) for name in columns]
@@ -207,12 +213,17 @@ def test_the_table_has_a_row_a_run(model, texts):
         assert cells[8] == f"{100 * f.flagged:.1f}"
 
 
-def test_without_matplotlib_a_plot_is_refused_before_the_work(monkeypatch):
-    import sys
+def test_a_table_is_aligned_text_and_a_table_in_jupyter():
+    shown = Table(("run", "n"), [("<full>", 3), ("rkv", 1000)], align="<>")
+    assert str(shown) == repr(shown) == "run        n\n<full>     3\nrkv     1000"
+    html = shown._repr_html_()
+    assert "<th>run</th><th>n</th>" in html and "<td>&lt;full&gt;</td><td>3</td>" in html
+    wide = Table(("run", "n"), widths=(5, 3))
+    assert (wide.head, wide.line(("a", 1))) == ("run    n", "a      1")
 
-    from skipkv import compare as module
 
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("skipkv.model.load", lambda *_, **__: pytest.fail("the model was loaded"))
-    with refused("--plot needs matplotlib: pip install 'skipkv[viz]'"):
-        module.main(argparse.Namespace(methods="full", plot="a.png", json=False, quiet=True))
+def test_results_carry_the_method_itself(model, texts):
+    run = parse_method("rkv:budget=40"), STEERING
+    [found] = compare(model, texts[0][:1], [run], progress=False)
+    assert (found.method, found.steering, found.run) == (*run, "rkv:budget=40+steer:layer=1,alpha=1")
+    assert not found.as_dict().keys() & {"method", "steering"} and found.as_dict()["kl"] == found.kl

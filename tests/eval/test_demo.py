@@ -6,12 +6,12 @@ import webbrowser
 from dataclasses import fields
 
 import pytest
-from skipkv.demo import evaluate, grade, wilson
 
 import skipkv
-from skipkv import demo
 from skipkv.cli import main
-from skipkv.tiny.problems import draw
+from skipkv.commands.demo import _shares
+from skipkv.eval import evaluate, grade, tiny, wilson
+from skipkv.tiny.problems import Level, draw
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ SMALL = ["demo", "--problems", "3", "--steps", "2-3", "--quiet", "--threads", "1
 ROWS = [("full", None, False), ("full", None, True)] + [
     (name, share, steered)
     for share in (0.25, 0.5)
-    for names, steered in ((demo.METHODS, False), (demo.STEERED, True))
+    for names, steered in ((tiny.METHODS, False), (tiny.STEERED, True))
     for name in names
 ]
 
@@ -83,14 +83,14 @@ def test_the_demo_twice_gives_the_same_table_but_for_timings(small):
 
 
 def test_rows_are_what_evaluate_gives(small, model):
-    problems = draw(3, level=demo.tiny.Level(steps=(2, 3)))
+    problems = draw(3, level=Level(steps=(2, 3)))
     found, page = small("--budgets", "0.5", "--protect", "prompt")
     row = next(r for r in found["runs"] if r["method"] == "skipkv" and not r["steering"])
-    method = skipkv.SkipKV(budget=row["budget"], interval=demo.INTERVAL, tau=demo.TAU, protect="prompt")
+    method = skipkv.SkipKV(budget=row["budget"], interval=tiny.INTERVAL, tau=tiny.TAU, protect="prompt")
     assert row["run"] == str(method)
     outcome, _ = evaluate(model, problems, method, max_new_tokens=4096)
     for field in fields(outcome):
-        if field.name != "tokens_per_second":
+        if field.name not in ("method", "steering", "tokens_per_second"):
             assert getattr(outcome, field.name) == row[field.name]
     assert problems[0]["prompt"].split(".")[0].split("|>")[1] in page and "tau=0.8, protect=prompt" in page
 
@@ -102,17 +102,17 @@ def test_the_table_for_people(tmp_path, capsys, monkeypatch):
     assert main([*SMALL, "--budgets", "0.5", "--brief", "--open", "-o", str(path)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "3 held-out problems, the same prompts for every run" and lines[2] == demo.HEAD
+    assert lines[0] == "3 held-out problems, the same prompts for every run" and lines[2] == tiny.table().head
     rows = [line for line in lines if re.match(r"[a-z0-9]+( \+ steering)? +(\d+ \(50 %\) +)?\d+\.\d \(", line)]
-    assert len(rows) == 2 + len(demo.METHODS) + len(demo.STEERED)
+    assert len(rows) == 2 + len(tiny.METHODS) + len(tiny.STEERED)
     assert f"report: {path} (" in lines[-1] and "not a benchmark result" in out
     assert opened == [path.as_uri()] and path.exists() and err == ""
 
 
 def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     problems = draw(6)
-    runs = list(demo.demo(model, problems, (0.25,), progress=False))
-    problem, a, b = demo.side_by_side(model, problems, runs)
+    runs = list(tiny.demo(model, problems, (0.25,), progress=False))
+    problem, a, b = tiny.side_by_side(model, problems, runs)
     texts = {run.method.name: run.texts for run in runs}
     right = {
         n: [grade(o.text, p["answer"]) for o, p in zip(texts[n], problems, strict=True)] for n in ("rkv", "skipkv")
@@ -121,7 +121,7 @@ def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     assert problem == (apart[0] if apart else 0)
     full = texts["full"][problem]
     assert a.tokens == b.tokens == full.prompt_tokens + full.tokens
-    assert (a.method.split(":")[0], b.method.split(":")[0]) == ("rkv", "skipkv")
+    assert (a.method.name, b.method.name) == ("rkv", "skipkv")
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -136,7 +136,7 @@ def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     (["--out", "nowhere/report.html"], "out is 'nowhere/report.html'; there is no directory 'nowhere'"),
 ])  # fmt: skip
 def test_refusals_before_anything_runs(argv, message, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "evaluate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(tiny, "evaluate", lambda *_, **__: pytest.fail("it ran"))
     assert main(["demo", *argv, "--quiet"]) == 2
     assert f"skipkv: {message}" in capsys.readouterr().err
 
@@ -145,23 +145,23 @@ def test_a_budget_too_small_is_refused_before_the_table_begins(capsys):
     assert main([*SMALL, "--budgets", "0.5,0.15", "--protect", "prompt"]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("skipkv: budget is ") and " protected" in err
-    assert out.splitlines()[-1] == demo.HEAD  # no row was lost
+    assert out.splitlines()[-1] == tiny.table().head  # no row was lost
 
 
 def test_no_problems_are_refused(model):
-    for run in (lambda: evaluate(model, [], "full"), lambda: list(demo.demo(model, [], progress=False))):
+    for run in (lambda: evaluate(model, [], "full"), lambda: list(tiny.demo(model, [], progress=False))):
         with pytest.raises(skipkv.ConfigError, match="problems hold none; allowed: at least one"):
             run()
 
 
 def test_a_budget_given_twice_runs_once():
-    assert demo._shares("0.5,0.25,0.50") == [0.5, 0.25]
+    assert _shares("0.5,0.25,0.50") == [0.5, 0.25]
 
 
 def test_ctrl_c_ends_the_demo(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "evaluate", stop)
+    monkeypatch.setattr(tiny, "evaluate", stop)
     assert main([*SMALL, "-o", str(tmp_path / "report.html")]) == 130
     assert not (tmp_path / "report.html").exists()

@@ -4,12 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
-from generations import PROBLEMS, VECTOR, facts, like, make, run, running, same, stream, work_of
-from harness import ALL, refused
+from generations import PROBLEMS, VECTOR, facts, like, make, page_bytes, run, running, same, stream, work_of
+from harness import ALL, SHARING, refused
 
 import skipkv
 from skipkv import Steering
-from skipkv.methods import SUMS, TABLE
+from skipkv.methods import NEEDS
 from skipkv.tiny.problems import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
@@ -117,10 +117,6 @@ def test_samples_share_one_prefill(model):
     assert sum(seen) == length - 1 + 4 * 5 and max(seen) == 512
 
 
-def page_bytes(name, cache):
-    return 64 * (2 * 32 * {"bf16": 2, "f32": 4}[cache] + 4 + 4 * bool(TABLE[name]["needs"] & SUMS))
-
-
 def worst_case(name, cache, n_prompt, new, budget=48, interval=32):
     """Bytes of a row at most: every head's pages for max(prompt, B + Δ) slots, or all tokens fed if those are fewer."""
     fed = n_prompt + new - 1
@@ -174,7 +170,7 @@ def test_more_rows_than_sequences_cost_nothing(model):
     assert len(run(model, PROBLEMS[0], rows=2**31 - 1, n=2, max_new_tokens=3)) == 2
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *SHARING])
 @pytest.mark.parametrize("cache", ["bf16", "f32"])
 def test_the_counts_follow_from_the_trace(model, name, cache):
     prompts = [PROBLEMS[0], PROBLEMS[3] * 2]
@@ -182,7 +178,7 @@ def test_the_counts_follow_from_the_trace(model, name, cache):
     page = page_bytes(name, cache)
     for out in run(model, prompts, make(name), rows=2, **options):
         fed, stats = len(out.prompt_tokens) + 89, out.stats
-        slots, peak = {}, 0
+        slots, peak, kept = {}, 0, {}
         for step in range(1, fed + 1):
             if step < len(out.prompt_tokens):
                 continue  # a prompt is fed at once
@@ -193,16 +189,17 @@ def test_the_counts_follow_from_the_trace(model, name, cache):
                     before = len(out.trace.held(step - 1, layer, head)) + 1
                     slots[layer, head] = before if slots else step
             peak = max(peak, sum(-(-n // 64) for n in slots.values()))
-            slots = held
+            slots, kept[step] = held, sum(-(-n // 64) for n in held.values()) * page
         assert stats.peak_bytes == peak * page
-        assert stats.live_bytes == sum(-(-n // 64) for n in slots.values()) * page
+        assert stats.live_bytes == kept[fed] and out.trace.bytes == [(step, kept[step]) for step in out.trace.steps]
+        assert stats.evicted == sum(c.before - len(c.kept) for c in out.trace.compactions)
         # A full cache has no sums of attention to keep.
         assert stats.full_bytes == -(-fed // 64) * HEADS * page_bytes("full", cache)
         assert stats.compression == sum(slots.values()) / (fed * HEADS)
         assert stats.compression_of_full == sum(slots.values()) / (200 * HEADS)
         assert stats.thinking_tokens > 50 and stats.prompt_tokens == len(out.prompt_tokens)
         assert (stats.compression < 0.7) == (stats.live_bytes < stats.full_bytes) == (name != "full")
-        assert (stats.pairs > 0) == (name in ("rkv", "skipkv", "custom"))
+        assert (stats.pairs > 0) == bool(make(name).needs & NEEDS["redundancy"])
     single = run(model, PROBLEMS[0], make(name), **options)[0].stats
     assert single.pool_peak_bytes == single.peak_bytes <= single.pool_bytes
 

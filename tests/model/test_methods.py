@@ -2,13 +2,14 @@
 
 from dataclasses import fields
 
+import spec
 from harness import ALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import skipkv
 from skipkv import RKV, Custom, SkipKV, SnapKV, parse_method
-from skipkv.methods import CLASSES, COMPAT, PARAMETERS, TABLE
+from skipkv.methods import CLASSES, COMPAT, PARAMETERS, SHARED_PARAMETERS, TABLE
 
 SETTINGS = settings(max_examples=200, deadline=None, print_blob=True)
 
@@ -22,7 +23,7 @@ def chosen_methods(draw):
         if key == "budget":
             number = st.integers(600, 2000)
             row = st.lists(number, min_size=1, max_size=3)
-            head = row if name != "h2o-last" else number.map(lambda x: [x, x])
+            head = number.map(lambda x: [x, x]) if name in spec.SHARED else row
             array = st.lists(head, min_size=1, max_size=3).filter(lambda a: len({*map(len, a)}) == 1)
             values[key] = draw(st.one_of(number, row, array))
         elif draw(st.booleans()):
@@ -32,19 +33,21 @@ def chosen_methods(draw):
     if draw(st.booleans()):
         values["protect"] = draw(st.sampled_from(["none", "prompt", "sinks:3", "sinks:2+prompt"]))
     if draw(st.booleans()):
+        values["allocate"] = draw(st.sampled_from(["head"] if name in spec.SHARED else ["head", "layer"]))
+    if draw(st.booleans()):
         values["evict"] = draw(st.booleans())
     names = st.lists(st.sampled_from(["official", *COMPAT]), max_size=3)
     values["compat"] = draw(st.one_of(st.none(), st.sampled_from(["official", *COMPAT]), names))
-    window = values.get("window", 8)
     if name == "h2o":
         values["budget"] = 2000
-    return CLASSES[name](**values), window
+    if name == "blend" and not any(values.get(term) for term in spec.TERMS):
+        values["key_norm"] = -1
+    return CLASSES[name](**values)
 
 
 @SETTINGS
 @given(chosen_methods())
-def test_strings_name_the_method_again(chosen):
-    method, _ = chosen
+def test_strings_name_the_method_again(method):
     assert parse_method(str(method)) == method
     assert hash(parse_method(str(method))) == hash(method)
     assert parse_method(method) is method
@@ -59,6 +62,9 @@ def test_strings_by_example():
     assert parse_method(None) == skipkv.Full()
     assert parse_method("rkv:budget=64+32/32+16").budget == ((64, 32), (32, 16))
     assert parse_method("rkv:budget=+64") == RKV([64]) == RKV([[64]]) == RKV(64.0)
+    assert str(RKV(64, allocate="layer")) == "rkv:allocate=layer,budget=64"
+    assert parse_method("rkv:budget=64,allocate=layer") == RKV(64, allocate="layer") != RKV(64, allocate="head")
+    assert str(skipkv.Blend(64, importance=0.5, key_norm=-2)) == "blend:budget=64,importance=0.5,key_norm=-2"
     assert RKV([[64], [32]]) == RKV((64, 32)) and RKV(64, compat=()) == RKV(64) == RKV(64, compat=None)
     assert RKV(64, compat="pairs") == RKV(64, compat=["pairs"]) and RKV(64, compat=["official"]).compat == "official"
 
@@ -66,7 +72,7 @@ def test_strings_by_example():
 def test_classes_come_from_the_cores_table():
     assert {*CLASSES, "custom"} == {*TABLE} == {*ALL}
     for name, cls in CLASSES.items():
-        own = [f.name for f in fields(cls) if f.name not in ("protect", "evict", "compat")]
+        own = [f.name for f in fields(cls) if f.name not in SHARED_PARAMETERS]
         assert sorted(own) == sorted(TABLE[name]["parameters"].split())
         for f in fields(cls):
             if f.name in PARAMETERS and f.name != "budget":
@@ -74,7 +80,7 @@ def test_classes_come_from_the_cores_table():
     # METHOD §0
     assert {key: p["default"] for key, p in PARAMETERS.items()} == {
         "budget": None, "interval": 128, "window": 8, "mix": 0.1, "kernel": 7, "sinks": 4, "tau": 0.95, "seed": 0,
-    }  # fmt: skip
+    } | dict.fromkeys(spec.TERMS, 0)  # fmt: skip
 
 
 def test_with_changes_one_parameter():

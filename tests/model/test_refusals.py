@@ -7,6 +7,7 @@ import shutil
 import harness
 import numpy as np
 import pytest
+import spec
 from generations import PROBLEMS, like, run
 from harness import EVICTING, TINY, refused
 
@@ -23,7 +24,9 @@ DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, lates
               "prompt-marker, thoughts-anywhere, thoughts-on-grid, steer-prompt-end")  # fmt: skip
 NEEDS = "some of queries, sums, penalties, importance, redundancy"
 RKV_KNOWS = "budget, interval, window, mix, kernel, tau"
-RKV_TAKES = f"{RKV_KNOWS}, protect, evict, compat"
+SHARED = "protect, allocate, evict, compat"
+RKV_TAKES = f"{RKV_KNOWS}, {SHARED}"
+NO_WEIGHT = "blend weighs no term; allowed: at least one weight that is not 0"
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ PARAMETERS = [  # of a method
     (Streaming, "sinks", (-1,), "integers from 0 to 1048576"),
     (Random, "seed", (-1, 2**53), "integers from 0 to 9007199254740991"),
     (RKV, "protect", ("first", "sinks:-1"), "none, prompt, sinks:N"),
+    (RKV, "allocate", ("x", "", None, True, 5), "head, layer"),
     (RKV, "evict", ("no",), "True, False"),
     (RKV, "compat", ("pear", 7), DEVIATIONS),
 ]
@@ -144,6 +148,10 @@ def protected(budget, least, first, n, padding=""):
             "newest slots are protected")  # fmt: skip
 
 
+def one_set(name):
+    return f"allocate is layer; allowed: head, as {name} keeps one set for all heads"
+
+
 def sizes(keys, queries):
     return f"keys {list(keys)} and queries {list(queries)}: {EMPTY}"
 
@@ -170,7 +178,7 @@ REFUSED = [
     (lambda m: generate(m, method="rkv:budget=30,protect=prompt"), protected(30, 51, 43, 8)),
     (lambda m: selected(protect="prompt", prompt=13), protected(20, 21, 13, 8)),
     # methods and their strings
-    (lambda m: RKV(budget=64, interval=HUGE), f"interval is {str(HUGE)[:80]}; allowed: numbers from 1 to 1.04858e+06"),
+    (lambda m: RKV(budget=64, interval=HUGE), f"interval is {str(HUGE)[:80]}; allowed: numbers from 1 to 1048576"),
     (lambda m: RKV(30, compat=["pairs", "pear"]), f"compat is 'pear'; allowed: {DEVIATIONS}"),
     (lambda m: RKV(30, compat=[["a"]]), f"compat is ['a']; allowed: {DEVIATIONS}"),
     (lambda m: RKV(budget=64).with_(foo=1), f"rkv has no parameter 'foo'; allowed: {RKV_TAKES}"),
@@ -184,13 +192,21 @@ REFUSED = [
      f"method 'rkv:budget=30,budget=40': 'budget' is given twice; allowed: {RKV_TAKES}"),
     (lambda m: parse_method("rkv:budget"), f"method 'rkv:budget': 'budget' has no value; allowed: {RKV_TAKES}"),
     (lambda m: parse_method("full:budget=30"),
-     "method 'full:budget=30': 'budget' is no parameter of it; allowed: interval, tau, protect, evict, compat"),
+     f"method 'full:budget=30': 'budget' is no parameter of it; allowed: interval, tau, {SHARED}"),
     (lambda m: parse_method("rkv:budget=x"), f"budget is 'x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=9/x"), f"budget is '9/x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=40+30/50"), f"budget is ((40, 30), 50); allowed: {SLOTS}"),
     (lambda m: parse_method("rkv:budget=30,evict=maybe"), "evict is 'maybe'; allowed: True, False"),
     (lambda m: generate(m, method="rkv"), "method 'rkv': rkv needs a budget"),
     (lambda m: generate(m, method="rkv:budget=many"), f"budget is 'many'; allowed: {NUMBER}"),
+    (lambda m: skipkv.Blend(64), NO_WEIGHT),
+    (lambda m: skipkv.Blend(64, importance=0.0), NO_WEIGHT),
+    (lambda m: parse_method("blend:budget=64"), NO_WEIGHT),
+    (lambda m: selected("blend"), NO_WEIGHT),
+    *((lambda m, name=name: CLASSES[name](64, allocate="layer"), one_set(name)) for name in spec.SHARED),
+    *((lambda m, name=name: selected(f"{name}:budget=20,allocate=layer"), one_set(name)) for name in spec.SHARED),
+    (lambda m: parse_method("rkv:budget=64,allocate=x"), "allocate is 'x'; allowed: head, layer"),
+    (lambda m: generate(m, method="full:allocate=rows"), "allocate is 'rows'; allowed: head, layer"),
     (lambda m: Custom(3, budget=30), "score is 3; allowed: a function"),
     (lambda m: Custom(len, ["query"], budget=30), f"needs is 'query'; allowed: {NEEDS}"),
     (lambda m: Custom(len, "sums", budget=30), f"needs is 'sums'; allowed: {NEEDS}"),
@@ -241,7 +257,7 @@ REFUSED = [
     (lambda m: steered(scope="some"), 'scope is "some"; allowed: think, generation, all'),
     (lambda m: Steering("abc", 0), "steering vector: expected finite numbers [hidden], found str"),
     (lambda m: Steering(ONES, 0, alpha=1e39), "alpha is 1e+39; allowed: finite numbers"),
-    (lambda m: Steering(ONES, 0, alpha=HUGE), f"alpha is {HUGE}; allowed: finite numbers"),
+    (lambda m: Steering(ONES, 0, alpha=HUGE), f"alpha is {str(HUGE)[:80]}; allowed: finite numbers"),
     (lambda m: skipkv.steering.parse_steering("tiny,alpha=1,alpha=2"), "steering alpha is given twice"),
     *((lambda m, s=s: generate(m, steering=s), STEERINGS) for s in ("v", 5, [None, None])),
     (lambda m: generate(m, steering=Steering(np.ones(255), 0)), "steering vector: expected shape [256], found [255]"),
@@ -258,7 +274,7 @@ REFUSED = [
     (lambda m: generate(m, n=10**9), "1 prompts with n=1000000000; allowed: up to 1048576 texts"),
     (lambda m: generate(m, stop_ids=[231]), "stop_ids is 231; allowed: integers from 0 to 230"),
     (lambda m: generate(m, stop_ids=["a"]), "stop_ids is 'a'; allowed: integers from 0 to 230"),
-    (lambda m: m.stream("a", max_tokens=5), f"option 'max_tokens' is unknown; allowed: {STREAM_TAKES}"),
+    (lambda m: generate(m, max_tokens=5), f"option 'max_tokens' is unknown; allowed: {STREAM_TAKES}"),
     (lambda m: m.replay(PROBLEMS[0], sequence=(0, -1)), "sequence is -1; allowed: integers from 0 to 2147483647"),
     (lambda m: m.replay([1, 231]), "text holds token 231; allowed: 0 to 230"),
     (lambda m: m.replay(""), "text has 0 tokens; allowed: 1 to the context of 4096"),

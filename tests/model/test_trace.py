@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import spec
 from generations import PROBLEMS, make, recorded, same_compactions
-from harness import EVICTING, reference_name
+from harness import EVICTING, SHARING, reference_name
 
 import skipkv
-from skipkv import Steering, Trace, _skipkv
-from skipkv.trace import SCORES
+from skipkv import Custom, Steering, Trace, _skipkv
+from skipkv.trace import SCORES, StoredMethod
 
 
 def same_trace(got, want):
@@ -32,7 +32,7 @@ def test_a_trace_is_the_history_that_the_method_prescribes(model, name):
     assert trace.texts == [model.tokenizer.token_texts[i] for i in trace.tokens]
     assert (trace.n_layers, trace.n_kv_heads) == (config.n_layers, config.n_kv_heads)
     if name != "custom":
-        assert skipkv.parse_method(trace.method) == make(name)
+        assert trace.method == make(name)
     # The prompt is shorter than the budget: due are the points 32 k + 1 with 48 slots at least.
     assert trace.steps == [step for step in range(49, fed + 1) if step % 32 == 1]
     keys = [(c.step, c.layer, c.head) for c in trace.compactions]
@@ -54,7 +54,7 @@ def test_held_is_what_a_session_holds(model):
     method = make("skipkv")
     ids = model.encode(PROBLEMS[0])
     text = ids + recorded(model, method)[0].tokens
-    session = model._session(len(text), method, "bf16", 1)
+    session = model._session(method, "bf16", trace=1)
     row = session.open(len(text), n_prompt=len(ids))
     want = recorded(model, method)[0].trace
     for step in range(1, len(text)):
@@ -74,7 +74,7 @@ def test_held_before_any_compaction_and_for_scores_order():
     assert trace.steps == [6] and list(trace.at(5)) == []
 
 
-@pytest.mark.parametrize("name", EVICTING)
+@pytest.mark.parametrize("name", [*EVICTING, *SHARING])
 def test_without_evicting_the_text_is_full_and_the_sets_are_virtual(model, name):
     full = recorded(model, None)[0]
     out = recorded(model, make(name, evict=False))[0]
@@ -84,7 +84,9 @@ def test_without_evicting_the_text_is_full_and_the_sets_are_virtual(model, name)
     assert out.trace.steps == [s for s in range(49, len(out.trace.tokens)) if s % 32 == 1]
     for c in out.trace.compactions:
         before = [*out.trace.held(c.step - 1, c.layer, c.head).tolist(), c.step - 1]
-        assert len(c.kept) == 48 and set(c.kept.tolist()) <= set(before) and c.before == len(before)
+        assert set(c.kept.tolist()) <= set(before) and c.before == len(before)
+        layer = [len(o.kept) for o in out.trace.at(c.step) if o.layer == c.layer]
+        assert sum(layer) == 4 * 48 and (name in SHARING or len(c.kept) == 48)
     assert full.trace.compactions == [] and full.trace.steps == []
 
 
@@ -147,6 +149,27 @@ def test_a_saved_trace_comes_back_equal(model, level, tmp_path):
         same_trace(loaded, trace)
         assert loaded.settings == trace.settings and loaded.settings["seed"] == 7
         assert bool(trace.compactions) == (name != "full") and trace.alphas and trace.sentences
+
+
+def test_a_stored_score_of_ones_own_says_what_it_was(model, tmp_path):
+    def mine(c):
+        return -c.keys[: c.n_candidates, 0]
+
+    method = Custom(mine, budget=48, interval=32, evict=False)
+    trace = recorded(model, method)[0].trace
+    assert trace.method is method
+    trace.save(tmp_path / "t.npz")
+    stored = Trace.load(tmp_path / "t.npz").method
+    assert isinstance(stored, StoredMethod) and str(stored) == str(method)
+    assert (stored.name, stored.evict) == ("custom", False)
+    assert stored.parameters == {"score": "mine", "budget": "48", "interval": "32", "evict": "False"}
+    assert Trace([], [], 0, 1, 1, "rkv:budget=48").method == skipkv.RKV(48)
+    assert Trace([], [], 0, 1, 1, "rkv:budget=48,depth=2").method.parameters["depth"] == "2"
+
+
+def test_sentences_have_names(model):
+    for s in recorded(model, make("skipkv"))[0].trace.sentences:
+        assert s == (s.first, s.last, s.closed, s.thought, s.similarity, s.repeats) and s.first <= s.last
 
 
 def test_a_trace_needs_neither_model_nor_its_file_to_be_named_npz(model, tmp_path):

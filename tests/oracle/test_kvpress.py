@@ -1,8 +1,10 @@
-"""knorm, keydiff and tova against kvpress's own classes (0.5.5 when this was written), to the last kept slot."""
+"""knorm, keydiff and tova, specification and engine, against kvpress's own classes (0.5.5), to the last kept slot."""
 
 import numpy as np
 import pytest
 import spec
+
+import skipkv
 
 torch = pytest.importorskip("torch")
 kvpress = pytest.importorskip("kvpress", reason="needs kvpress: pip install --no-deps kvpress cachetools datasets fire")
@@ -37,9 +39,10 @@ def test_scores_of_the_keys_alone(name, press, shape):
     keys, queries = layer(shape)
     scores = pressed(getattr(kvpress, press)(), keys)
     for budget in (12, shape[2] // 2, shape[2] - 1):
-        want = spec.select(name, keys, queries, budget=budget)
-        np.testing.assert_allclose(scores[:, :-8], want.score, rtol=2e-5, atol=2e-6)  # float32 sums of up to 400 keys
-        np.testing.assert_array_equal(want.kept, kept_by(scores.clone(), budget, 8))
+        for select in (spec.select, skipkv.select):
+            got = select(name, keys, queries, budget=budget)
+            np.testing.assert_allclose(got.score, scores[:, :-8], rtol=2e-5, atol=2e-6)  # float32 sums over 400 keys
+            np.testing.assert_array_equal(got.kept, kept_by(scores.clone(), budget, 8))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -54,6 +57,8 @@ def test_tova(shape):
     assert attentions[..., -1].max() < 1e-12
     scores = pressed(kvpress.TOVAPress(), keys, attentions=attentions[None])
     for budget in (12, n_slots // 2, n_slots - 1):
-        want = spec.select("tova", keys, queries, budget=budget)
-        np.testing.assert_allclose(scores[:, :-1], want.score, rtol=2e-5, atol=1e-9)
-        np.testing.assert_array_equal(want.kept, kept_by(scores.clone(), budget, 1))
+        for select in (spec.select, skipkv.select):
+            got = select("tova", keys, queries, budget=budget)
+            np.testing.assert_allclose(np.broadcast_to(got.score, (n_kv, n_slots - 1)), scores[:, :-1], rtol=2e-5,
+                                       atol=1e-9)  # fmt: skip
+            np.testing.assert_array_equal(got.kept, kept_by(scores.clone(), budget, 1))
