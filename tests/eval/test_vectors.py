@@ -11,10 +11,11 @@ import spec
 from harness import refused, tiny_decoder
 
 import skipkv
-from skipkv import CheckpointError, ConfigError, Steering, sentences, workshop
+from skipkv import CheckpointError, ConfigError, Steering, sentences, vectors
 from skipkv.cli import main
 from skipkv.steering import load_vectors, parse_steering, save_vectors
 from skipkv.tiny.problems import draw
+from skipkv.vectors import released
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SMOLLM2 = Path.home() / ".cache" / "skipkv" / "models" / "SmolLM2-135M-Instruct"
@@ -38,12 +39,12 @@ def text(model):
     ("Alternatively, let me verify", "reflection"),  # reflection is looked for first
 ])  # fmt: skip
 def test_labels_by_text(step, name):
-    assert workshop.label(step) == name
+    assert vectors.label(step) == name
 
 
 def test_steps_stand_behind_blank_lines_inside_think(model, text):
     ids, n_prompt = text
-    found = workshop.steps(model, ids, n_prompt)
+    found = vectors.steps(model, ids, n_prompt)
     texts = model.tokenizer.token_texts
     inside, opened = sentences.thinking(ids, model.vocabulary)
     assert opened and len(found) > 20
@@ -63,7 +64,7 @@ def test_a_text_without_think_begins_to_think_behind_its_prompt(model, text):
     opening = model.tokenizer.encode("<think>", add_special_tokens=False)
     at = ids.index(opening[-1])
     bare = ids[:at] + ids[at + 1 :]
-    assert [s.text for s in workshop.steps(model, bare, at)] == [s.text for s in workshop.steps(model, ids, n_prompt)]
+    assert [s.text for s in vectors.steps(model, bare, at)] == [s.text for s in vectors.steps(model, ids, n_prompt)]
 
 
 # --- extraction
@@ -71,10 +72,10 @@ def test_a_text_without_think_begins_to_think_behind_its_prompt(model, text):
 
 def test_extraction_is_the_difference_of_the_means(model, text):
     ids, n_prompt = text
-    found = workshop.extract(model, [text, text], [1, 3], progress=False)
-    steps = workshop.steps(model, ids, n_prompt)
+    found = vectors.extract(model, [text, text], [1, 3], progress=False)
+    steps = vectors.steps(model, ids, n_prompt)
     states = model.hidden(ids, [1, 3])
-    labels = np.array([workshop.label(step.text) == "execution" for step in steps])
+    labels = np.array([vectors.label(step.text) == "execution" for step in steps])
     before = np.array([step.before for step in steps])
     for i, layer in enumerate((1, 3)):
         expected = states[i, before[labels]].mean(0) - states[i, before[~labels]].mean(0)
@@ -96,13 +97,13 @@ def test_hidden_states_equal_the_reference(model, text):
 
 def test_texts_without_rechecks_are_refused(model):
     with refused("texts: expected steps of execution and of re-checking, found 1 and 0"):
-        workshop.extract(model, [(model.encode("Dot = 9.\n\nLeo = 4."), 1)], [1], progress=False)
+        vectors.extract(model, [(model.encode("Dot = 9.\n\nLeo = 4."), 1)], [1], progress=False)
 
 
 def test_a_vector_of_our_own_shortens_the_thinking(model):
     texts = model.generate([p["prompt"] for p in draw(4, "calibration")], progress=False)
     ids = [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in texts]
-    vector = workshop.extract(model, ids, [3], progress=False).vectors[3]
+    vector = vectors.extract(model, ids, [3], progress=False).vectors[3]
     asked = draw(4)
     plain, steered = (
         model.generate([p["prompt"] for p in asked], steering=steering, progress=False)
@@ -138,10 +139,10 @@ def test_the_reference_writes_the_same_text_under_skipkv_with_steering(model, pr
 
 def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
     path = tmp_path / "v.safetensors"
-    found = workshop.extract(model, [text], [1, 2], progress=False)
+    found = vectors.extract(model, [text], [1, 2], progress=False)
     found.save(path, "tiny")
-    vectors, metadata = load_vectors(path)
-    assert all(np.array_equal(vectors[layer], found.vectors[layer]) for layer in (1, 2))
+    read, metadata = load_vectors(path)
+    assert all(np.array_equal(read[layer], found.vectors[layer]) for layer in (1, 2))
     assert metadata["model"] == "tiny" and json.loads(metadata["counts"]) == found.counts
     assert main(["steer", "show", "tiny"]) == 0 and "layer 3: norm" in capsys.readouterr().out
     assert main(["steer", "show", str(path)]) == 0
@@ -197,7 +198,7 @@ def test_released_tensors_are_read_without_torch(tmp_path, dtype):
     torch = pytest.importorskip("torch")
     values = torch.randn(12, generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype))
     torch.save(values[2:10:2], tmp_path / "v.pt")  # a view with offset and stride
-    assert np.array_equal(workshop.read_torch_tensor(tmp_path / "v.pt"), values[2:10:2].float().numpy())
+    assert np.array_equal(vectors.read_torch_tensor(tmp_path / "v.pt"), values[2:10:2].float().numpy())
     out = tmp_path / "v.safetensors"
     torch.save(values.reshape(1, 12), tmp_path / "v.pt")
     assert main(["steer", "import", str(tmp_path / "v.pt"), "--layer", "20", "-o", str(out)]) == 0
@@ -226,7 +227,7 @@ def archive(path, payload):
 def test_pickles_that_are_no_tensors_run_nothing(tmp_path, capsys, value, message):
     archive(tmp_path / "v.pt", pickle.dumps(value))
     with refused(f"{tmp_path / 'v.pt'}: {message}", CheckpointError):
-        workshop.read_torch_tensor(tmp_path / "v.pt")
+        vectors.read_torch_tensor(tmp_path / "v.pt")
     assert capsys.readouterr().out == ""
 
 
@@ -234,15 +235,15 @@ def test_damaged_archives_are_refused(tmp_path):
     path = tmp_path / "v.pt"
     path.write_bytes(b"\x80\x02junk")
     with pytest.raises(CheckpointError, match="expected a zip archive of torch.save"):
-        workshop.read_torch_tensor(path)
+        vectors.read_torch_tensor(path)
     archive(path, b"\x80\x02")
     with pytest.raises(CheckpointError, match="expected a tensor of torch.save"):
-        workshop.read_torch_tensor(path)
+        vectors.read_torch_tensor(path)
 
 
 def test_a_tensor_beyond_its_storage_is_refused():
     storage = np.arange(4, dtype=np.float32)
-    assert np.array_equal(workshop._rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
+    assert np.array_equal(released._rebuild(storage, 1, (3,), (1,)), [1, 2, 3])
     for offset, shape, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))):
         with pytest.raises(ValueError, match="beyond its storage"):
-            workshop._rebuild(storage, offset, shape, stride)
+            released._rebuild(storage, offset, shape, stride)
