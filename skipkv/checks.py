@@ -1,7 +1,5 @@
 """The one place that checks a number, a choice, an array: what is wrong is named, with what is allowed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any

@@ -1,7 +1,5 @@
 """The command line: skipkv demo | generate | bench | compare | view | steer | methods."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -3,8 +3,6 @@
 ids → session → forward, chunk by chunk → Row: tokens fed, α, compactions, bytes → Recorder → Stats, Trace
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A loaded model: generate, stream, logits, hidden, replay."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys
@@ -29,7 +27,7 @@ LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they
 def load(
     source: str | os.PathLike[str], device: str = "cpu", dtype: str = "auto", threads: int | None = None,
     progress: bool = True,
-) -> Model:  # fmt: skip
+) -> "Model":  # fmt: skip
     """Load a checkpoint.
 
     Parameters

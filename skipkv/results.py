@@ -1,7 +1,5 @@
 """What a run gives back: texts, events, counts. Each result carries the method and the steering that made it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 

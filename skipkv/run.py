@@ -3,8 +3,6 @@
 prompts × samples → queue → rows (open, or fork a prefilled prompt) → forward → sample → text → Generation
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading
@@ -131,7 +129,7 @@ class Options(Sampling):
             object.__setattr__(self, "stop_ids", ids)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Options:
+    def of(cls, values: Mapping[str, Any]) -> "Options":
         """From keywords; ConfigError for one that there is not."""
         names = [f.name for f in fields(cls)]
         first = len(fields(Sampling))
@@ -148,7 +146,7 @@ class Interrupt:
     Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
     """
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> "Interrupt":
         self.seen = self._over = False
         self._previous = None
         previous = signal.getsignal(signal.SIGINT)

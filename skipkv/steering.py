@@ -1,7 +1,5 @@
 """Adaptive steering (METHOD §7): which vector is added where, how strongly."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping
@@ -80,7 +78,7 @@ class Steering:
         return f"steer:layer={self.layer},alpha={self.alpha:g}"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> Steering:
+    def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> "Steering":
         """From a file that `save_vectors` wrote.
 
         Parameters
@@ -130,7 +128,7 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
     return vectors, metadata
 
 
-def parse_steering(text: str) -> Steering:
+def parse_steering(text: str) -> "Steering":
     """``"file.safetensors,layer=20,alpha=1"`` as on the command line."""
     path, *parts = text.split(",")
     values: dict[str, Any] = {}

@@ -1,7 +1,5 @@
 """What a run kept, compaction by compaction, with the numbers that decided; one .npz that needs no model to be read."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -158,7 +156,7 @@ class Trace:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trace:
+    def load(cls, path: str | os.PathLike[str]) -> "Trace":
         """Read what `save` wrote.
 
         Raises
@@ -175,7 +173,7 @@ class Trace:
                 raise Error(f"{path}: expected a skipkv trace, found something else ({error!r:.200})") from None
 
     @classmethod
-    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> Trace:
+    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> "Trace":
         with np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays["head"]))

@@ -1,7 +1,5 @@
 """skipkv steer extract | show | import"""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@
 Everything is checked here, at the border, before a weight is packed: the engine behind it only asserts.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import os
@@ -105,7 +103,7 @@ class Checkpoint:
         self.n_parameters = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         self.n_bytes = sum(tensor.n_bytes for tensor in self.tensors.values())
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -200,7 +198,7 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":
     """Open and check a model.
 
     Parameters

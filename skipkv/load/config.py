@@ -1,7 +1,5 @@
 """config.json → ModelConfig: what the engine computes is taken over, what it does not compute is refused."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -69,7 +67,7 @@ class ModelConfig:
     rope_original_context: int = 1
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> ModelConfig:
+    def from_json(cls, path: str | os.PathLike[str]) -> "ModelConfig":
         """Read and check a ``config.json``.
 
         Raises

@@ -1,7 +1,5 @@
 """Files as they come from outside: read whole or not at all, JSON checked key by key, and quoted safely in messages."""
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping

@@ -7,8 +7,6 @@ tokenizer.json alone decides the ids, beginning- and end-of-text tokens included
 ``add_bos_token`` and ``add_eos_token`` in tokenizer_config.json have no effect beside it, as in transformers 5.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import operator
@@ -239,7 +237,7 @@ class Tokenizer:
         """Ids of `render`'s text. The template writes the special tokens itself, so none are added."""
         return self.encode(self.render(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
-    def stream(self, skip_special_tokens: bool = True) -> Stream:
+    def stream(self, skip_special_tokens: bool = True) -> "Stream":
         """A `Stream` that decodes one sequence of ids as it grows."""
         return Stream(self, skip_special_tokens)
 

@@ -4,8 +4,6 @@ problems → generate ─┐
 recorded traces ─────┴→ steps between blank lines → label → mean state per label and layer → v = execution − re-checking
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Released vectors: a torch.save archive, read without running what is pickled."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import zipfile
