@@ -26,6 +26,8 @@ PAGE = CONSTANTS["page"]  # slots
 FORWARD_TOKENS = 512  # of one forward: long prompts are fed in chunks beside the rows that decode
 DEFAULT_THREADS = 64  # at most, unless more are asked for
 MEMORY_MAX = 1 << 62  # bytes
+CACHES = sorted(CONSTANTS["cache_dtypes"])
+TRACES = (False, True, "scores")
 
 
 def cpu_count() -> int:
@@ -51,13 +53,9 @@ def _may_thread(threads: int) -> int:
     return threads
 
 
-def check_cache(cache: Any) -> str:
-    return one_of("cache", cache, sorted(CONSTANTS["cache_dtypes"]))
-
-
 def trace_level(trace: Any) -> int:
     """What the core records: False nothing, True kept sets, "scores" those of every candidate, too."""
-    one_of("trace", trace, (False, True, "scores"))
+    one_of("trace", trace, TRACES)
     return CONSTANTS["trace"][trace if isinstance(trace, str) else "kept" if trace else "none"]
 
 
@@ -181,8 +179,8 @@ class Engine:
         """A session whose forwards take up to ``tokens`` tokens of ``rows`` rows."""
         shape = (self.config.n_layers, self.config.n_kv_heads)
         return _skipkv.Session(
-            self._core, rows=rows, tokens=tokens, cache=check_cache(cache), threads=self.threads, trace=trace,
-            memory_limit=memory_limit or MEMORY_MAX, method=method.as_dict(shape),
+            self._core, rows=rows, tokens=tokens, cache=one_of("cache", cache, CACHES), threads=self.threads,
+            trace=trace, memory_limit=memory_limit or MEMORY_MAX, method=method.as_dict(shape),
             vocabulary=self._vocabulary_for(method),
         )  # fmt: skip
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from skipkv.checks import integer, number, one_of
-from skipkv.engine import FORWARD_TOKENS, MEMORY_MAX, Engine, Recorder, Row, check_cache, trace_level
+from skipkv.checks import check_fields, checked, integer, number, one_of
+from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
 from skipkv.errors import BackendError, CapacityError, ConfigError
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
@@ -42,17 +42,14 @@ class Sampling:
         Draws depend on it, the prompt's index, the sample's index and the position; never on the batch.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    temperature: float = checked(0.0, number, 0, 1000)
+    top_k: int = checked(0, integer)
+    top_p: float = checked(1.0, number, 0, 1)
+    min_p: float = checked(0.0, number, 0, 1)
+    seed: int = checked(0, integer, 0, 2**64 - 1)
 
     def __post_init__(self) -> None:
-        for name, high in (("temperature", 1000), ("top_p", 1), ("min_p", 1)):
-            object.__setattr__(self, name, number(name, getattr(self, name), 0, high))
-        for name, high in (("top_k", 2**31 - 1), ("seed", 2**64 - 1)):
-            object.__setattr__(self, name, integer(name, getattr(self, name), 0, high))
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +91,21 @@ class Options(Sampling):
         A value is out of range.
     """
 
-    max_new_tokens: int = 4096
+    max_new_tokens: int = checked(4096, integer, 1)
     stop: str | Sequence[str] = ()
     stop_ids: Iterable[int] | None = None
-    n: int = 1
-    rows: int = 16
-    memory_limit: int | None = None
-    trace: bool | str = False
-    cache: str = "bf16"
-    grouping: bool = False
-    padding: str = "none"
-    full_length: float | None = None
-    brake: int = 0
+    n: int = checked(1, integer, 1)
+    rows: int = checked(16, integer, 1)
+    memory_limit: int | None = checked(None, integer, 1, MEMORY_MAX)
+    trace: bool | str = checked(False, one_of, TRACES)
+    cache: str = checked("bf16", one_of, CACHES)
+    grouping: bool = checked(False, one_of, (False, True))
+    padding: str = checked("none", one_of, ("none", "reserve"))
+    full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
+    brake: int = checked(0, integer)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "n", "rows"):
-            integer(name, getattr(self, name), 1)
-        integer("brake", self.brake)
-        if self.memory_limit is not None:
-            integer("memory_limit", self.memory_limit, 1, MEMORY_MAX)
-        check_cache(self.cache)
-        one_of("padding", self.padding, ("none", "reserve"))
-        one_of("grouping", self.grouping, (False, True))
-        trace_level(self.trace)
-        if self.full_length is not None:
-            number("full_length", self.full_length, math.ulp(0.0), 2**31, "numbers above 0")
         stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Iterable) else tuple(self.stop)
         if any(not isinstance(s, str) or not s for s in stop):
             raise ConfigError(f"stop is {self.stop!r}; allowed: texts that are not empty")

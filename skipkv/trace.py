@@ -13,6 +13,7 @@ from skipkv.methods import Method, parse_method
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
+HEAD = ("texts", "n_prompt", "n_layers", "n_kv_heads", "sentences", "bytes", "settings")  # stored as JSON, as they are
 
 
 class Sentence(NamedTuple):
@@ -136,11 +137,8 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one compressed .npz."""
-        head = {
-            "format": FORMAT, "texts": self.texts, "n_prompt": self.n_prompt, "n_layers": self.n_layers,
-            "n_kv_heads": self.n_kv_heads, "method": str(self.method), "sentences": self.sentences,
-            "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
-        }  # fmt: skip
+        head = {name: getattr(self, name) for name in HEAD}
+        head |= {"format": FORMAT, "method": str(self.method), "alphas": sorted(self.alphas.items())}
         names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
         index = [(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions]
         arrays = {
@@ -188,12 +186,12 @@ class Trace:
             Compaction(*where, kept[i], dict(zip(names, (s[i] for s in scores), strict=True)) if n_scores[i] else None)
             for i, (*where, _) in enumerate(index)
         ]
-        return cls(
-            arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
-            head["method"], compactions, [Sentence(*s) for s in head["sentences"]],
-            {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
-            head["settings"],
-        )  # fmt: skip
+        values = {name: head[name] for name in (*HEAD, "method")} | {
+            "sentences": [Sentence(*s) for s in head["sentences"]],
+            "alphas": {int(position): alpha for position, alpha in head["alphas"]},
+            "bytes": [tuple(b) for b in head["bytes"]],
+        }
+        return cls(tokens=arrays["tokens"].tolist(), compactions=compactions, **values)
 
 
 def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]) -> None:
