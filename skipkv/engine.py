@@ -165,8 +165,12 @@ class Engine:
         if wrong:
             raise ConfigError(f"{what} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
 
-    def check_steering(self, steering: Steering) -> None:
-        """Refuse what does not fit the model."""
+    def check_steering(self, steering: Any) -> None:
+        """Refuse what is neither None nor a Steering, or does not fit the model."""
+        if steering is None:
+            return
+        if not isinstance(steering, Steering):
+            raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
         if len(steering.vector) != self.config.hidden:
             raise ConfigError(f"steering vector: expected shape [{self.config.hidden}], found [{len(steering.vector)}]")
         if steering.layer >= self.config.n_layers:

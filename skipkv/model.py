@@ -262,10 +262,7 @@ class Model(Engine):
         ids = self._ids(tokens)
         integer("n_prompt", n_prompt, 1, len(ids))
         level = trace_level(trace)
-        if steering is not None:
-            if not isinstance(steering, Steering):
-                raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
-            self.check_steering(steering)
+        self.check_steering(steering)
         prompt, sample = pair("sequence", sequence)
         method = parse_method(method)
         session = self._session(method, cache, tokens=min(LOGIT_TOKENS, len(ids)), trace=level)

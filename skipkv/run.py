@@ -17,6 +17,7 @@ import numpy as np
 from skipkv.checks import check_fields, checked, integer, number, one_of
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
 from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
 from skipkv.steering import Steering
@@ -165,7 +166,7 @@ class _Row(Row):
     ids: list[int]  # prompt and new tokens
     limit: int  # ids that may be fed before this row is full
     template: bool = False  # holds a prompt but for its last token, to be forked
-    stream: Any = None
+    stream: Stream | None = None
     pieces: list[str] = field(default_factory=list)
     held_back: str = ""  # text that may turn out to begin a stop string
     forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
@@ -242,8 +243,7 @@ class Run:
             self.engine.check_ids(f"prompt {i}", prompt)
             if len(prompt) > context:
                 raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
-            if steering:
-                self.engine.check_steering(steering)
+            self.engine.check_steering(steering)
             self.method.check_prompt(len(prompt), self.reserves[i])
             if limit:
                 need = self.session.row_bytes(self._capacity(i), len(prompt))
@@ -256,29 +256,28 @@ class Run:
 
     # -- rows
 
-    def _row(self, number: int, prompt: int, sample: int, **more: Any) -> _Row:
-        ids = list(self.prompts[prompt])
-        stream = self.engine.tokenizer.stream() if self.engine.tokenizer else None
-        return _Row(number=number, n_prompt=len(ids), steering=self.steering[prompt], prompt=prompt, sample=sample,
-                    ids=ids, limit=self._capacity(prompt), stream=stream, **more)  # fmt: skip
-
     def _open(self, prompt: int, sample: int, template: bool) -> _Row:
-        steering = self.steering[prompt]
+        ids, steering = list(self.prompts[prompt]), self.steering[prompt]
         number = self.session.open(
-            self._capacity(prompt), n_prompt=len(self.prompts[prompt]), prompt=prompt, sample=sample,
-            reserve=self.reserves[prompt], steering=steering.as_tuple() if steering else None,
+            self._capacity(prompt), n_prompt=len(ids), prompt=prompt, sample=sample, reserve=self.reserves[prompt],
+            steering=steering.as_tuple() if steering else None,
         )  # fmt: skip
-        row = self._row(number, prompt, sample, template=template)
+        row = _Row(number, len(ids), steering, prompt=prompt, sample=sample, ids=ids, limit=self._capacity(prompt),
+                   template=template, stream=self._stream())  # fmt: skip
         if template:
             row.ids.pop()
         return row
 
+    def _stream(self) -> Stream | None:
+        return self.engine.tokenizer.stream() if self.engine.tokenizer else None
+
     def _from_template(self, sample: int, number: int) -> _Row:
         """The row of this number goes on from the prefilled prompt: a copy, or the template itself."""
-        template = self.template
-        if number == template.number:
+        t = self.template
+        if number == t.number:
             self.template = None
-        return self._row(number, template.prompt, sample, fed=template.fed, alphas=dict(template.alphas))
+        return _Row(number, t.n_prompt, t.steering, t.fed, alphas=dict(t.alphas), prompt=t.prompt, sample=sample,
+                    ids=list(self.prompts[t.prompt]), limit=t.limit, stream=self._stream())  # fmt: skip
 
     def _admit(self) -> None:
         """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""
