@@ -64,14 +64,14 @@ def _is_list_of(value: Any, *kinds: type) -> bool:
     return some and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
 
 
-def _is_prompt(value: Any) -> bool:
-    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
-
-
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
     return _is_list_of(value, int, np.integer)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
 
 
 class Engine:
