@@ -83,7 +83,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
         self.generation, self._n_threads = generation, threads
-        self._vocabularies: dict[bool, tuple | None] = {}
+        self._vocabularies: dict[str, tuple] = {}
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
@@ -120,12 +120,10 @@ class Engine:
 
     def _vocabulary_for(self, method: Method) -> tuple | None:
         """Delimiters, markers and think markers, those of the released code under compat="official"."""
-        official = method.compat == "official"
-        if official not in self._vocabularies:
-            kind = "official" if official else "auto"
-            tokenizer, vocab = self.tokenizer, self.config.vocab
-            self._vocabularies[official] = sentences.vocabulary(tokenizer, vocab, kind, kind) if tokenizer else None
-        return self._vocabularies[official]
+        kind = "official" if method.compat == "official" else "auto"
+        if self.tokenizer and kind not in self._vocabularies:
+            self._vocabularies[kind] = sentences.vocabulary(self.tokenizer, self.config.vocab, kind, kind)
+        return self._vocabularies.get(kind)
 
     @property
     def vocabulary(self) -> tuple:

@@ -174,7 +174,7 @@ class Model(Engine):
         return self._run(prompts, method, steering, **options).events()
 
     def _run(self, prompts: Any, method: Any, steering: Any, **options: Any) -> Run:
-        chosen = Options.of(options)
+        chosen = Options.of(options)  # refused before anything is encoded
         return Run(self, self.encode_all(prompts), parse_method(method), steering, chosen)
 
     # -- teacher forcing

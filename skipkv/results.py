@@ -88,8 +88,6 @@ class Generation(Result):
 
     Attributes
     ----------
-    method, steering
-        That made it.
     text : str
         The new text, special tokens left out; a stop string and what follows it too.
     tokens : list of int
@@ -132,7 +130,6 @@ class Replay(Result):
 
     Attributes
     ----------
-    method, steering
     logprobs : float64 [n - 1]
         Log-probability of tokens 1 … n − 1, each given those before it.
     logits : float32 [n, vocab] or None

@@ -145,11 +145,11 @@ class Trace:
             "head": np.array(json.dumps(head)),
             "tokens": np.array(self.tokens, np.int32),
             "index": np.array(index, np.int32).reshape(-1, 5),
-            "kept": _join([c.kept for c in self.compactions], np.int32),
+            "kept": np.concatenate([np.zeros(0, np.int32), *(c.kept for c in self.compactions)]),
             "n_scores": np.array([len(c.scores["score"]) if c.scores else 0 for c in self.compactions], np.int32),
         }  # fmt: skip
         for name in names:
-            arrays[name] = _join([c.scores[name] for c in self.compactions if c.scores], np.float32)
+            arrays[name] = np.concatenate([c.scores[name] for c in self.compactions if c.scores])
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -180,8 +180,8 @@ class Trace:
         names = [name for name in SCORES if name in arrays]
         _check(head, arrays, names)
         index, n_scores = arrays["index"].tolist(), arrays["n_scores"]
-        kept = _split(arrays["kept"], arrays["index"][:, 4])
-        scores = [_split(arrays[name], n_scores) for name in names]
+        kept = np.split(arrays["kept"], np.cumsum(arrays["index"][:-1, 4]))
+        scores = [np.split(arrays[name], np.cumsum(n_scores[:-1])) for name in names]
         compactions = [
             Compaction(*where, kept[i], dict(zip(names, (s[i] for s in scores), strict=True)) if n_scores[i] else None)
             for i, (*where, _) in enumerate(index)
@@ -211,11 +211,3 @@ def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]
     wrong = [name for name in ("n_prompt", "n_layers", "n_kv_heads") if not isinstance(head[name], int)]
     if wrong or not isinstance(head["method"], str) or not isinstance(head["settings"], dict):
         raise ValueError(f"{wrong[0] if wrong else 'method or settings'} is of the wrong type")
-
-
-def _split(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    return np.split(array, np.cumsum(counts)[:-1]) if len(counts) else []
-
-
-def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
