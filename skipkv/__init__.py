@@ -9,6 +9,7 @@ from .methods import (
     Custom,
     Full,
     H2OLast,
+    KeyDiff,
     KNorm,
     Method,
     Random,

@@ -1,8 +1,7 @@
 """The one place that checks a number, a choice, an array: what is wrong is named, with what is allowed."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -67,3 +66,16 @@ def floats(name: str, value: Any, shape: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ConfigError(f"{name}: expected finite numbers, found others")
     return array
+
+
+def checked(default: Any, check: Callable, *allowed: Any) -> Any:
+    """A dataclass field that `check_fields` gives to ``check(name, value, *allowed)``; None stands where it may."""
+    return field(default=default, metadata={"check": check, "allowed": allowed})
+
+
+def check_fields(made: Any) -> None:
+    """Check, and convert, the `checked` fields of a frozen dataclass."""
+    for f in fields(made):
+        value = getattr(made, f.name)
+        if "check" in f.metadata and (value is not None or f.default is not None):
+            object.__setattr__(made, f.name, f.metadata["check"](f.name, value, *f.metadata["allowed"]))

@@ -1,7 +1,5 @@
 """The command line: skipkv demo | generate | bench | compare | view | steer | methods."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -52,14 +50,11 @@ def main(argv: list[str] | None = None) -> int:
             status = COMMANDS[args.command].run(args)
         sys.stdout.flush()  # a pipe that broke is told here, not at exit
         return status
-    except Error as error:
-        print(f"skipkv: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader has gone; what Python would still flush has no one to go to.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+    except BrokenPipeError:
+        # The reader has gone; what Python would still flush has no one to go to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Error, OSError) as error:
         print(f"skipkv: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,8 +3,6 @@
 ids → session → forward, chunk by chunk → Row: tokens fed, α, compactions, bytes → Recorder → Stats, Trace
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +26,8 @@ PAGE = CONSTANTS["page"]  # slots
 FORWARD_TOKENS = 512  # of one forward: long prompts are fed in chunks beside the rows that decode
 DEFAULT_THREADS = 64  # at most, unless more are asked for
 MEMORY_MAX = 1 << 62  # bytes
+CACHES = sorted(CONSTANTS["cache_dtypes"])
+TRACES = (False, True, "scores")
 
 
 def cpu_count() -> int:
@@ -53,13 +53,9 @@ def _may_thread(threads: int) -> int:
     return threads
 
 
-def check_cache(cache: Any) -> str:
-    return one_of("cache", cache, sorted(CONSTANTS["cache_dtypes"]))
-
-
 def trace_level(trace: Any) -> int:
     """What the core records: False nothing, True kept sets, "scores" those of every candidate, too."""
-    one_of("trace", trace, (False, True, "scores"))
+    one_of("trace", trace, TRACES)
     return CONSTANTS["trace"][trace if isinstance(trace, str) else "kept" if trace else "none"]
 
 
@@ -68,14 +64,14 @@ def _is_list_of(value: Any, *kinds: type) -> bool:
     return some and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
 
 
-def _is_prompt(value: Any) -> bool:
-    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
-
-
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
     return _is_list_of(value, int, np.integer)
+
+
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str) or _is_ids(value) or _is_list_of(value, dict)
 
 
 class Engine:
@@ -87,7 +83,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
         self.generation, self._n_threads = generation, threads
-        self._vocabularies: dict[bool, tuple | None] = {}
+        self._vocabularies: dict[str, tuple] = {}
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
@@ -124,12 +120,10 @@ class Engine:
 
     def _vocabulary_for(self, method: Method) -> tuple | None:
         """Delimiters, markers and think markers, those of the released code under compat="official"."""
-        official = method.compat == "official"
-        if official not in self._vocabularies:
-            kind = "official" if official else "auto"
-            tokenizer, vocab = self.tokenizer, self.config.vocab
-            self._vocabularies[official] = sentences.vocabulary(tokenizer, vocab, kind, kind) if tokenizer else None
-        return self._vocabularies[official]
+        kind = "official" if method.compat == "official" else "auto"
+        if self.tokenizer and kind not in self._vocabularies:
+            self._vocabularies[kind] = sentences.vocabulary(self.tokenizer, self.config.vocab, kind, kind)
+        return self._vocabularies.get(kind)
 
     @property
     def vocabulary(self) -> tuple:
@@ -169,8 +163,12 @@ class Engine:
         if wrong:
             raise ConfigError(f"{what} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
 
-    def check_steering(self, steering: Steering) -> None:
-        """Refuse what does not fit the model."""
+    def check_steering(self, steering: Any) -> None:
+        """Refuse what is neither None nor a Steering, or does not fit the model."""
+        if steering is None:
+            return
+        if not isinstance(steering, Steering):
+            raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
         if len(steering.vector) != self.config.hidden:
             raise ConfigError(f"steering vector: expected shape [{self.config.hidden}], found [{len(steering.vector)}]")
         if steering.layer >= self.config.n_layers:
@@ -183,8 +181,8 @@ class Engine:
         """A session whose forwards take up to ``tokens`` tokens of ``rows`` rows."""
         shape = (self.config.n_layers, self.config.n_kv_heads)
         return _skipkv.Session(
-            self._core, rows=rows, tokens=tokens, cache=check_cache(cache), threads=self.threads, trace=trace,
-            memory_limit=memory_limit or MEMORY_MAX, method=method.as_dict(shape),
+            self._core, rows=rows, tokens=tokens, cache=one_of("cache", cache, CACHES), threads=self.threads,
+            trace=trace, memory_limit=memory_limit or MEMORY_MAX, method=method.as_dict(shape),
             vocabulary=self._vocabulary_for(method),
         )  # fmt: skip
 

@@ -3,8 +3,6 @@
 skipkv.RKV(budget=1024, mix=0.07) == skipkv.parse_method("rkv:budget=1024,mix=0.07")
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
@@ -189,7 +187,7 @@ class Method:
         """Refuse a prompt that this method's protection and budget cannot hold."""
         _skipkv.check_method(self.as_dict(None), n_prompt, reserve)
 
-    def with_(self, **changes: Any) -> Method:
+    def with_(self, **changes: Any) -> "Method":
         """A copy with some parameters changed."""
         allowed = [*self._parameters(), *SHARED_PARAMETERS]
         unknown = [name for name in changes if name not in allowed]
@@ -293,7 +291,7 @@ class Custom(Method):
         }
         return super().as_dict(shape) | extra
 
-    def with_(self, **changes: Any) -> Custom:
+    def with_(self, **changes: Any) -> "Custom":
         values = {
             name: getattr(self, name)
             for name in ("score", "budget", "interval", "window", "tau", *SHARED_PARAMETERS)
@@ -301,7 +299,7 @@ class Custom(Method):
         return Custom(**(values | {"needs": self.needs_} | changes))
 
 
-def parse_method(method: str | Method | None) -> Method:
+def parse_method(method: str | Method | None) -> "Method":
     """A method from its string, ``"name:parameter=value,…"``; a `Method` is returned as it is, None is ``full``.
 
     Budgets of layers are written with slashes, ``"rkv:budget=512/256/128/128"``, those of a layer's heads with plus

@@ -1,7 +1,5 @@
 """A loaded model: generate, stream, logits, hidden, replay."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys
@@ -29,7 +27,7 @@ LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they
 def load(
     source: str | os.PathLike[str], device: str = "cpu", dtype: str = "auto", threads: int | None = None,
     progress: bool = True,
-) -> Model:  # fmt: skip
+) -> "Model":  # fmt: skip
     """Load a checkpoint.
 
     Parameters
@@ -176,7 +174,7 @@ class Model(Engine):
         return self._run(prompts, method, steering, **options).events()
 
     def _run(self, prompts: Any, method: Any, steering: Any, **options: Any) -> Run:
-        chosen = Options.of(options)
+        chosen = Options.of(options)  # refused before anything is encoded
         return Run(self, self.encode_all(prompts), parse_method(method), steering, chosen)
 
     # -- teacher forcing
@@ -264,10 +262,7 @@ class Model(Engine):
         ids = self._ids(tokens)
         integer("n_prompt", n_prompt, 1, len(ids))
         level = trace_level(trace)
-        if steering is not None:
-            if not isinstance(steering, Steering):
-                raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
-            self.check_steering(steering)
+        self.check_steering(steering)
         prompt, sample = pair("sequence", sequence)
         method = parse_method(method)
         session = self._session(method, cache, tokens=min(LOGIT_TOKENS, len(ids)), trace=level)

@@ -1,7 +1,5 @@
 """What a run gives back: texts, events, counts. Each result carries the method and the steering that made it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -90,8 +88,6 @@ class Generation(Result):
 
     Attributes
     ----------
-    method, steering
-        That made it.
     text : str
         The new text, special tokens left out; a stop string and what follows it too.
     tokens : list of int
@@ -134,7 +130,6 @@ class Replay(Result):
 
     Attributes
     ----------
-    method, steering
     logprobs : float64 [n - 1]
         Log-probability of tokens 1 … n − 1, each given those before it.
     logits : float32 [n, vocab] or None

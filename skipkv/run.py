@@ -3,8 +3,6 @@
 prompts × samples → queue → rows (open, or fork a prefilled prompt) → forward → sample → text → Generation
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading
@@ -16,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from skipkv.checks import integer, number, one_of
-from skipkv.engine import FORWARD_TOKENS, MEMORY_MAX, Engine, Recorder, Row, check_cache, trace_level
+from skipkv.checks import check_fields, checked, integer, number, one_of
+from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
 from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
 from skipkv.steering import Steering
@@ -44,17 +43,14 @@ class Sampling:
         Draws depend on it, the prompt's index, the sample's index and the position; never on the batch.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    temperature: float = checked(0.0, number, 0, 1000)
+    top_k: int = checked(0, integer)
+    top_p: float = checked(1.0, number, 0, 1)
+    min_p: float = checked(0.0, number, 0, 1)
+    seed: int = checked(0, integer, 0, 2**64 - 1)
 
     def __post_init__(self) -> None:
-        for name, high in (("temperature", 1000), ("top_p", 1), ("min_p", 1)):
-            object.__setattr__(self, name, number(name, getattr(self, name), 0, high))
-        for name, high in (("top_k", 2**31 - 1), ("seed", 2**64 - 1)):
-            object.__setattr__(self, name, integer(name, getattr(self, name), 0, high))
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,32 +92,21 @@ class Options(Sampling):
         A value is out of range.
     """
 
-    max_new_tokens: int = 4096
+    max_new_tokens: int = checked(4096, integer, 1)
     stop: str | Sequence[str] = ()
     stop_ids: Iterable[int] | None = None
-    n: int = 1
-    rows: int = 16
-    memory_limit: int | None = None
-    trace: bool | str = False
-    cache: str = "bf16"
-    grouping: bool = False
-    padding: str = "none"
-    full_length: float | None = None
-    brake: int = 0
+    n: int = checked(1, integer, 1)
+    rows: int = checked(16, integer, 1)
+    memory_limit: int | None = checked(None, integer, 1, MEMORY_MAX)
+    trace: bool | str = checked(False, one_of, TRACES)
+    cache: str = checked("bf16", one_of, CACHES)
+    grouping: bool = checked(False, one_of, (False, True))
+    padding: str = checked("none", one_of, ("none", "reserve"))
+    full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
+    brake: int = checked(0, integer)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "n", "rows"):
-            integer(name, getattr(self, name), 1)
-        integer("brake", self.brake)
-        if self.memory_limit is not None:
-            integer("memory_limit", self.memory_limit, 1, MEMORY_MAX)
-        check_cache(self.cache)
-        one_of("padding", self.padding, ("none", "reserve"))
-        one_of("grouping", self.grouping, (False, True))
-        trace_level(self.trace)
-        if self.full_length is not None:
-            number("full_length", self.full_length, math.ulp(0.0), 2**31, "numbers above 0")
         stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Iterable) else tuple(self.stop)
         if any(not isinstance(s, str) or not s for s in stop):
             raise ConfigError(f"stop is {self.stop!r}; allowed: texts that are not empty")
@@ -131,7 +116,7 @@ class Options(Sampling):
             object.__setattr__(self, "stop_ids", ids)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Options:
+    def of(cls, values: Mapping[str, Any]) -> "Options":
         """From keywords; ConfigError for one that there is not."""
         names = [f.name for f in fields(cls)]
         first = len(fields(Sampling))
@@ -148,7 +133,7 @@ class Interrupt:
     Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
     """
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> "Interrupt":
         self.seen = self._over = False
         self._previous = None
         previous = signal.getsignal(signal.SIGINT)
@@ -181,7 +166,7 @@ class _Row(Row):
     ids: list[int]  # prompt and new tokens
     limit: int  # ids that may be fed before this row is full
     template: bool = False  # holds a prompt but for its last token, to be forked
-    stream: Any = None
+    stream: Stream | None = None
     pieces: list[str] = field(default_factory=list)
     held_back: str = ""  # text that may turn out to begin a stop string
     forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
@@ -258,8 +243,7 @@ class Run:
             self.engine.check_ids(f"prompt {i}", prompt)
             if len(prompt) > context:
                 raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
-            if steering:
-                self.engine.check_steering(steering)
+            self.engine.check_steering(steering)
             self.method.check_prompt(len(prompt), self.reserves[i])
             if limit:
                 need = self.session.row_bytes(self._capacity(i), len(prompt))
@@ -272,29 +256,28 @@ class Run:
 
     # -- rows
 
-    def _row(self, number: int, prompt: int, sample: int, **more: Any) -> _Row:
-        ids = list(self.prompts[prompt])
-        stream = self.engine.tokenizer.stream() if self.engine.tokenizer else None
-        return _Row(number=number, n_prompt=len(ids), steering=self.steering[prompt], prompt=prompt, sample=sample,
-                    ids=ids, limit=self._capacity(prompt), stream=stream, **more)  # fmt: skip
-
     def _open(self, prompt: int, sample: int, template: bool) -> _Row:
-        steering = self.steering[prompt]
+        ids, steering = list(self.prompts[prompt]), self.steering[prompt]
         number = self.session.open(
-            self._capacity(prompt), n_prompt=len(self.prompts[prompt]), prompt=prompt, sample=sample,
-            reserve=self.reserves[prompt], steering=steering.as_tuple() if steering else None,
+            self._capacity(prompt), n_prompt=len(ids), prompt=prompt, sample=sample, reserve=self.reserves[prompt],
+            steering=steering.as_tuple() if steering else None,
         )  # fmt: skip
-        row = self._row(number, prompt, sample, template=template)
+        row = _Row(number, len(ids), steering, prompt=prompt, sample=sample, ids=ids, limit=self._capacity(prompt),
+                   template=template, stream=self._stream())  # fmt: skip
         if template:
             row.ids.pop()
         return row
 
+    def _stream(self) -> Stream | None:
+        return self.engine.tokenizer.stream() if self.engine.tokenizer else None
+
     def _from_template(self, sample: int, number: int) -> _Row:
         """The row of this number goes on from the prefilled prompt: a copy, or the template itself."""
-        template = self.template
-        if number == template.number:
+        t = self.template
+        if number == t.number:
             self.template = None
-        return self._row(number, template.prompt, sample, fed=template.fed, alphas=dict(template.alphas))
+        return _Row(number, t.n_prompt, t.steering, t.fed, alphas=dict(t.alphas), prompt=t.prompt, sample=sample,
+                    ids=list(self.prompts[t.prompt]), limit=t.limit, stream=self._stream())  # fmt: skip
 
     def _admit(self) -> None:
         """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""

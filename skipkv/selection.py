@@ -1,7 +1,5 @@
 """Scoring on arrays: the C code that decides in a run, without a model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the core needs to know of a vocabulary to follow sentences, re-checks and <think> (METHOD §4, §7)."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence

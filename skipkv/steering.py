@@ -1,23 +1,22 @@
 """Adaptive steering (METHOD §7): which vector is added where, how strongly."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skipkv.checks import CONSTANTS, integer, number, one_of
+from skipkv.checks import CONSTANTS, check_fields, checked, integer, number, one_of
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load.safetensors import map_file, write_file
 from skipkv.methods import Method, parse_method
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
+SETTINGS = {"layer": int, "alpha": float, "gamma": float, "alpha_max": float, "scope": str}  # as text gives them
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +41,11 @@ class Steering:
     """
 
     vector: np.ndarray = field(repr=False)
-    layer: int
-    alpha: float = 1.0
-    gamma: float = 0.02
-    alpha_max: float = 2.0
-    scope: str = "think"
+    layer: int = checked(MISSING, integer, 0, None)
+    alpha: float = checked(1.0, number, -FLOAT_MAX, FLOAT_MAX, "finite numbers")
+    gamma: float = checked(0.02, number, -FLOAT_MAX, FLOAT_MAX, "finite numbers")
+    alpha_max: float = checked(2.0, number, -FLOAT_MAX, FLOAT_MAX, "finite numbers")
+    scope: str = checked("think", one_of, CONSTANTS["scopes"], str)
 
     def __post_init__(self) -> None:
         try:
@@ -60,27 +59,22 @@ class Steering:
             raise ConfigError(f"steering vector: expected finite numbers [hidden], found shape {list(vector.shape)}")
         vector.setflags(write=False)
         object.__setattr__(self, "vector", vector)
-        object.__setattr__(self, "layer", integer("layer", self.layer, 0, None))
-        for name in ("alpha", "gamma", "alpha_max"):
-            value = number(name, getattr(self, name), -FLOAT_MAX, FLOAT_MAX, "finite numbers")
-            object.__setattr__(self, name, value)
-        one_of("scope", self.scope, CONSTANTS["scopes"], str)
+        check_fields(self)
 
     def as_tuple(self) -> tuple:
         """As the core takes it."""
-        return self.vector, self.layer, self.alpha, self.gamma, self.alpha_max, self.scope
+        return self.vector, *(getattr(self, name) for name in SETTINGS)
 
     def describe(self) -> dict[str, Any]:
         """Settings without the vector, for traces and tables."""
-        settings = {name: getattr(self, name) for name in ("layer", "alpha", "gamma", "alpha_max", "scope")}
-        return settings | {"norm": float(np.linalg.norm(self.vector))}
+        return dict(zip(SETTINGS, self.as_tuple()[1:], strict=True)) | {"norm": float(np.linalg.norm(self.vector))}
 
     def __str__(self) -> str:
         """What tells it from others in a name."""
         return f"steer:layer={self.layer},alpha={self.alpha:g}"
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> Steering:
+    def load(cls, path: str | os.PathLike[str], layer: int | None = None, **parameters: Any) -> "Steering":
         """From a file that `save_vectors` wrote.
 
         Parameters
@@ -93,11 +87,10 @@ class Steering:
             As for `Steering`.
         """
         vectors, _ = load_vectors(path)
-        if layer is None and len(vectors) > 1:
-            raise ConfigError(f"{path}: layer is None; allowed: one of {', '.join(map(str, sorted(vectors)))}")
-        chosen = next(iter(vectors)) if layer is None else layer
+        chosen = next(iter(vectors)) if layer is None and len(vectors) == 1 else layer
         if chosen not in vectors:
-            raise ConfigError(f"{path}: layer is {layer!r}; allowed: {', '.join(map(str, sorted(vectors)))}")
+            one = "one of " if layer is None else ""
+            raise ConfigError(f"{path}: layer is {layer!r}; allowed: {one}{', '.join(map(str, sorted(vectors)))}")
         return cls(vectors[chosen], chosen, **parameters)
 
 
@@ -130,18 +123,18 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
     return vectors, metadata
 
 
-def parse_steering(text: str) -> Steering:
+def parse_steering(text: str) -> "Steering":
     """``"file.safetensors,layer=20,alpha=1"`` as on the command line."""
     path, *parts = text.split(",")
     values: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")
-        if not equals or key not in ("layer", "alpha", "gamma", "alpha_max", "scope"):
-            raise ConfigError(f"steering {part!r}; allowed: layer=, alpha=, gamma=, alpha_max=, scope=")
+        if not equals or key not in SETTINGS:
+            raise ConfigError(f"steering {part!r}; allowed: {'=, '.join(SETTINGS)}=")
         if key in values:
             raise ConfigError(f"steering {key} is given twice")
         try:
-            values[key] = value if key == "scope" else int(value) if key == "layer" else float(value)
+            values[key] = SETTINGS[key](value)
         except ValueError:
             raise ConfigError(f"steering {key} is {value!r}; allowed: a number") from None
     return Steering.load(path, **values)

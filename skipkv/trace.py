@@ -1,7 +1,5 @@
 """What a run kept, compaction by compaction, with the numbers that decided; one .npz that needs no model to be read."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from skipkv.methods import Method, parse_method
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
+HEAD = ("texts", "n_prompt", "n_layers", "n_kv_heads", "sentences", "bytes", "settings")  # stored as JSON, as they are
 
 
 class Sentence(NamedTuple):
@@ -138,27 +137,24 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one compressed .npz."""
-        head = {
-            "format": FORMAT, "texts": self.texts, "n_prompt": self.n_prompt, "n_layers": self.n_layers,
-            "n_kv_heads": self.n_kv_heads, "method": str(self.method), "sentences": self.sentences,
-            "alphas": sorted(self.alphas.items()), "bytes": self.bytes, "settings": self.settings,
-        }  # fmt: skip
+        head = {name: getattr(self, name) for name in HEAD}
+        head |= {"format": FORMAT, "method": str(self.method), "alphas": sorted(self.alphas.items())}
         names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
         index = [(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions]
         arrays = {
             "head": np.array(json.dumps(head)),
             "tokens": np.array(self.tokens, np.int32),
             "index": np.array(index, np.int32).reshape(-1, 5),
-            "kept": _join([c.kept for c in self.compactions], np.int32),
+            "kept": np.concatenate([np.zeros(0, np.int32), *(c.kept for c in self.compactions)]),
             "n_scores": np.array([len(c.scores["score"]) if c.scores else 0 for c in self.compactions], np.int32),
         }  # fmt: skip
         for name in names:
-            arrays[name] = _join([c.scores[name] for c in self.compactions if c.scores], np.float32)
+            arrays[name] = np.concatenate([c.scores[name] for c in self.compactions if c.scores])
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trace:
+    def load(cls, path: str | os.PathLike[str]) -> "Trace":
         """Read what `save` wrote.
 
         Raises
@@ -175,7 +171,7 @@ class Trace:
                 raise Error(f"{path}: expected a skipkv trace, found something else ({error!r:.200})") from None
 
     @classmethod
-    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> Trace:
+    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> "Trace":
         with np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays["head"]))
@@ -184,18 +180,18 @@ class Trace:
         names = [name for name in SCORES if name in arrays]
         _check(head, arrays, names)
         index, n_scores = arrays["index"].tolist(), arrays["n_scores"]
-        kept = _split(arrays["kept"], arrays["index"][:, 4])
-        scores = [_split(arrays[name], n_scores) for name in names]
+        kept = np.split(arrays["kept"], np.cumsum(arrays["index"][:-1, 4]))
+        scores = [np.split(arrays[name], np.cumsum(n_scores[:-1])) for name in names]
         compactions = [
             Compaction(*where, kept[i], dict(zip(names, (s[i] for s in scores), strict=True)) if n_scores[i] else None)
             for i, (*where, _) in enumerate(index)
         ]
-        return cls(
-            arrays["tokens"].tolist(), head["texts"], head["n_prompt"], head["n_layers"], head["n_kv_heads"],
-            head["method"], compactions, [Sentence(*s) for s in head["sentences"]],
-            {int(position): alpha for position, alpha in head["alphas"]}, [tuple(b) for b in head["bytes"]],
-            head["settings"],
-        )  # fmt: skip
+        values = {name: head[name] for name in (*HEAD, "method")} | {
+            "sentences": [Sentence(*s) for s in head["sentences"]],
+            "alphas": {int(position): alpha for position, alpha in head["alphas"]},
+            "bytes": [tuple(b) for b in head["bytes"]],
+        }
+        return cls(tokens=arrays["tokens"].tolist(), compactions=compactions, **values)
 
 
 def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]) -> None:
@@ -215,11 +211,3 @@ def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]
     wrong = [name for name in ("n_prompt", "n_layers", "n_kv_heads") if not isinstance(head[name], int)]
     if wrong or not isinstance(head["method"], str) or not isinstance(head["settings"], dict):
         raise ValueError(f"{wrong[0] if wrong else 'method or settings'} is of the wrong type")
-
-
-def _split(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    return np.split(array, np.cumsum(counts)[:-1]) if len(counts) else []
-
-
-def _join(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)

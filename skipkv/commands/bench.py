@@ -1,7 +1,5 @@
 """skipkv bench"""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """skipkv compare"""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """skipkv demo"""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

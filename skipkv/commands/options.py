@@ -1,7 +1,5 @@
 """What several commands take."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import fields
 

@@ -1,7 +1,5 @@
 """skipkv steer extract | show | import"""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -62,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extract(args: argparse.Namespace) -> int:
+    try:
+        args.template.format("")
+    except (ValueError, LookupError, AttributeError) as error:
+        found = f"--template is {args.template!r}"
+        raise ConfigError(f"{found}; allowed: text with {{}} for the problem ({error})") from None
     model = load(args.model, threads=args.threads, progress=not args.quiet)
     n = model.config.n_layers
     layers = range(n) if args.layers == "all" else integers("layers", args.layers, ", or all")
@@ -96,11 +99,11 @@ def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int]
 def _show(args: argparse.Namespace) -> int:
     vectors, metadata = load_vectors(args.file)
     layers = sorted(vectors)
-    unit = {layer: vectors[layer] / max(float(np.linalg.norm(vectors[layer])), 1e-30) for layer in layers}
+    norms = {layer: float(np.linalg.norm(vectors[layer])) for layer in layers}
+    unit = {layer: vectors[layer] / max(norms[layer], 1e-30) for layer in layers}
     cosines = [[float(unit[a] @ unit[b]) for b in layers] for a in layers]
     known = {k: json.loads(v) for k, v in metadata.items() if k in ("counts", "norms", "examples")}
     if args.json:
-        norms = {layer: float(np.linalg.norm(vectors[layer])) for layer in layers}
         found = {"layers": layers, "hidden": len(vectors[layers[0]]), "vector_norms": norms, "cosines": cosines}
         print(json.dumps(found | metadata | known))
         return 0
@@ -109,9 +112,9 @@ def _show(args: argparse.Namespace) -> int:
     if "counts" in known:
         print("steps: " + ", ".join(f"{n} {name}" for name, n in known["counts"].items()))
     for layer in layers:
-        norms = known.get("norms", {}).get(str(layer))
-        more = f", mean states {norms[1]:.3g} (execution) and {norms[2]:.3g} (re-checking)" if norms else ""
-        print(f"layer {layer}: norm {np.linalg.norm(vectors[layer]):.4g}{more}")
+        means = known.get("norms", {}).get(str(layer))
+        more = f", mean states {means[1]:.3g} (execution) and {means[2]:.3g} (re-checking)" if means else ""
+        print(f"layer {layer}: norm {norms[layer]:.4g}{more}")
     if len(layers) > 1:
         print("cosine between layers\n" + " " * 6 + "".join(f"{layer:7d}" for layer in layers))
         for layer, row in zip(layers, cosines, strict=True):

@@ -1,7 +1,5 @@
 """skipkv view"""
 
-from __future__ import annotations
-
 import argparse
 
 from skipkv import viz

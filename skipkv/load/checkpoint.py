@@ -6,13 +6,12 @@
 Everything is checked here, at the border, before a weight is packed: the engine behind it only asserts.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,7 +53,7 @@ def _read_index(directory: Path) -> dict[str, str]:
     return weight_map
 
 
-class Checkpoint:
+class Checkpoint(AbstractContextManager):
     """A checked model directory, its weights memory-mapped. A context manager; ``close`` gives the maps back.
 
     Parameters
@@ -105,9 +104,6 @@ class Checkpoint:
         self.n_parameters = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         self.n_bytes = sum(tensor.n_bytes for tensor in self.tensors.values())
 
-    def __enter__(self) -> Checkpoint:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -117,10 +113,8 @@ class Checkpoint:
     def close(self) -> None:
         """Give the maps back; one that a view still shows goes with its last view."""
         for mapped in self._maps.values():
-            try:
+            with suppress(BufferError):
                 mapped.close()
-            except BufferError:
-                pass
         self._maps = {}
 
     def view(self, name: str) -> np.ndarray:
@@ -200,7 +194,7 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":
     """Open and check a model.
 
     Parameters

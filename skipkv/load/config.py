@@ -1,7 +1,5 @@
 """config.json → ModelConfig: what the engine computes is taken over, what it does not compute is refused."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +13,11 @@ from skipkv.load.files import Fields, read_object, show
 
 # Far above every published model; what exceeds them is a broken file, and refusing it here keeps size arithmetic small.
 # None may exceed what skv_config_check (csrc/families.c) lets through.
-MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1024, 1024, CONSTANTS["max_head_dim"]
-MAX_HIDDEN, MAX_FFN, MAX_VOCAB, MAX_CONTEXT = 1 << 17, 1 << 20, 1 << 22, 1 << 24
+MAX_HEADS, MAX_HEAD_DIM, MAX_CONTEXT = 1024, CONSTANTS["max_head_dim"], 1 << 24
+SIZES = {"n_layers": ("num_hidden_layers", 1024), "hidden": ("hidden_size", 1 << 17),
+         "n_heads": ("num_attention_heads", MAX_HEADS), "ffn": ("intermediate_size", 1 << 20),
+         "vocab": ("vocab_size", 1 << 22), "context": ("max_position_embeddings", MAX_CONTEXT)}  # fmt: skip
+BIASES = {"qkv_bias": "attention_bias", "o_bias": "attention_bias", "mlp_bias": "mlp_bias"}  # where a family has both
 ROPE_KEYS = ("rope_type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
              "original_max_position_embeddings")  # fmt: skip
 
@@ -69,7 +70,7 @@ class ModelConfig:
     rope_original_context: int = 1
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> ModelConfig:
+    def from_json(cls, path: str | os.PathLike[str]) -> "ModelConfig":
         """Read and check a ``config.json``.
 
         Raises
@@ -77,12 +78,10 @@ class ModelConfig:
         CheckpointError
             A key is missing, has the wrong type or range, or asks for something the engine does not compute.
         """
-        path = Path(path)
-        fields = Fields(path, read_object(path))
+        fields = Fields(Path(path), read_object(Path(path)))
         name, family = _family(fields)
-        n_layers = fields.integer("num_hidden_layers", MAX_LAYERS)
-        hidden = fields.integer("hidden_size", MAX_HIDDEN)
-        n_heads = fields.integer("num_attention_heads", MAX_HEADS)
+        sizes = {name: fields.integer(key, most) for name, (key, most) in SIZES.items()}
+        n_heads, hidden = sizes["n_heads"], sizes["hidden"]
         n_kv_heads = fields.integer("num_key_value_heads", MAX_HEADS, default=n_heads)
         if n_heads % n_kv_heads:
             fields.fail("num_key_value_heads", f"a divisor of num_attention_heads = {n_heads}")
@@ -90,22 +89,14 @@ class ModelConfig:
             fields.fail("hidden_size", f"a multiple of num_attention_heads = {n_heads}, as there is no head_dim")
         head_dim = fields.integer("head_dim", MAX_HEAD_DIM, default=hidden // n_heads)
         if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-            expected = f"an even integer from 2 to {MAX_HEAD_DIM}"
-            raise CheckpointError(f"{path}: head_dim: expected {expected}, found {head_dim}")
-        _refuse_variants(fields, n_layers)
-        context = fields.integer("max_position_embeddings", MAX_CONTEXT)
-        attention_bias, mlp_bias = fields.boolean("attention_bias"), fields.boolean("mlp_bias")
+            fields.fail("head_dim", f"an even integer from 2 to {MAX_HEAD_DIM}", str(head_dim))
+        _refuse_variants(fields, sizes["n_layers"])
+        asked = {name: fields.boolean(key) for name, key in BIASES.items()}
         return cls(
-            family=name, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden=hidden,
-            ffn=fields.integer("intermediate_size", MAX_FFN),
-            vocab=fields.integer("vocab_size", MAX_VOCAB),
-            context=context,
-            norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1),
+            family=name, n_kv_heads=n_kv_heads, head_dim=head_dim, norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1),
             tied=fields.boolean("tie_word_embeddings"),
-            qkv_bias=attention_bias if family["qkv_bias"] is None else family["qkv_bias"],
-            o_bias=attention_bias if family["o_bias"] is None else family["o_bias"],
-            mlp_bias=mlp_bias if family["mlp_bias"] is None else family["mlp_bias"],
-            **_rope(fields, family["rope"], context),
+            **{bias: asked[bias] if family[bias] is None else family[bias] for bias in BIASES},
+            **sizes, **_rope(fields, family["rope"], sizes["context"]),
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,10 +126,8 @@ def _refuse_variants(fields: Fields, n_layers: int) -> None:
     quantization = fields.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"{fields.path}: quantization_config: expected unquantised weights (F32, F16, BF16), "
-            f"found quant_method {show(method)}"
-        )
+        expected = "unquantised weights (F32, F16, BF16)"
+        fields.fail("quantization_config", expected, f"quant_method {show(method)}")
     if fields.boolean("use_sliding_window"):
         fields.fail("use_sliding_window", "false (sliding windows are not supported)")
     layers = fields.get("layer_types")
@@ -148,9 +137,7 @@ def _refuse_variants(fields: Fields, n_layers: int) -> None:
         fields.fail("layer_types", f"a list of num_hidden_layers = {n_layers} names")
     for kind in layers:
         if kind != "full_attention":
-            expected = "only 'full_attention' (others are not supported)"
-            raise CheckpointError(f"{fields.path}: layer_types: expected {expected}, found {show(kind)}")
-
+            fields.fail("layer_types", "only 'full_attention' (others are not supported)", show(kind))
 
 def _rope(fields: Fields, supported: Iterable[str], context: int) -> dict[str, Any]:
     """RoPE's parameters from either spelling: rope_theta + rope_scaling, or rope_parameters."""

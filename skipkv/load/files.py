@@ -1,7 +1,5 @@
 """Files as they come from outside: read whole or not at all, JSON checked key by key, and quoted safely in messages."""
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,8 +97,9 @@ class Fields:
     def get(self, key: str) -> Any:
         return self.values.get(key)
 
-    def fail(self, key: str, expected: str) -> NoReturn:
-        found = show(self.get(key)) if key in self.values else "nothing"
+    def fail(self, key: str, expected: str, found: str | None = None) -> NoReturn:
+        if found is None:
+            found = show(self.get(key)) if key in self.values else "nothing"
         raise CheckpointError(f"{self.path}: {self.labels.get(key, key)}: expected {expected}, found {found}")
 
     def integer(self, key: str, high: int, default: int | None = None) -> int:

@@ -1,7 +1,5 @@
 """safetensors files, read by mapping them: every byte of the data belongs to one tensor of the header."""
 
-from __future__ import annotations
-
 import json
 import math
 import mmap

@@ -1,7 +1,5 @@
 """Prompts and recorded texts from files of JSON lines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -7,8 +7,6 @@ tokenizer.json alone decides the ids, beginning- and end-of-text tokens included
 ``add_bos_token`` and ``add_eos_token`` in tokenizer_config.json have no effect beside it, as in transformers 5.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import operator
@@ -30,6 +28,7 @@ from skipkv.load.files import Fields, decode, read_file, read_object, show
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MESSAGE = (("role", str, "a string"), ("content", (str, list), "a string or a list of parts"))
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 # GPT-2's stand-ins for bytes: printable Latin-1 characters are themselves, the others follow from U+0100 on.
@@ -90,11 +89,9 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ConfigError(f"messages[{i}]: expected a dict with role and content, found {show(message)}")
-        if not isinstance(message["role"], str):
-            raise ConfigError(f"messages[{i}]: role: expected a string, found {show(message['role'])}")
-        if not isinstance(message["content"], (str, list)):
-            found = show(message["content"])
-            raise ConfigError(f"messages[{i}]: content: expected a string or a list of parts, found {found}")
+        for key, kinds, expected in MESSAGE:
+            if not isinstance(message[key], kinds):
+                raise ConfigError(f"messages[{i}]: {key}: expected {expected}, found {show(message[key])}")
     # Some sources write optional keys as null; templates test whether a key is there.
     return [{k: v for k, v in message.items() if v is not None} for message in _plain("messages", messages)]
 
@@ -239,7 +236,7 @@ class Tokenizer:
         """Ids of `render`'s text. The template writes the special tokens itself, so none are added."""
         return self.encode(self.render(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
-    def stream(self, skip_special_tokens: bool = True) -> Stream:
+    def stream(self, skip_special_tokens: bool = True) -> "Stream":
         """A `Stream` that decodes one sequence of ids as it grows."""
         return Stream(self, skip_special_tokens)
 

@@ -4,8 +4,6 @@ problems → generate ─┐
 recorded traces ─────┴→ steps between blank lines → label → mean state per label and layer → v = execution − re-checking
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -115,7 +113,7 @@ def extract(
         There is no step of execution, or none of re-checking.
     """
     layers = sorted(set(layers))
-    sums = {name: np.zeros((len(layers), model.config.hidden)) for name in LABELS}
+    sums = np.zeros((2, len(layers), model.config.hidden))  # of states of execution, of re-checking
     counts = dict.fromkeys(LABELS, 0)
     examples: dict[str, list[str]] = {name: [] for name in LABELS}
     for ids, n_prompt in tqdm(list(texts), unit="text", desc="extract", disable=None if progress else True):
@@ -125,7 +123,7 @@ def extract(
         states = model.hidden(ids, layers, positions=[step.before for step in found])
         for i, step in enumerate(found):
             name = label(step.text)
-            sums[name] += states[:, i]
+            sums[int(name != "execution")] += states[:, i]
             counts[name] += 1
             if len(examples[name]) < EXAMPLES:
                 examples[name].append(step.text.strip()[:200])
@@ -134,8 +132,7 @@ def extract(
         raise ConfigError(
             f"texts: expected steps of execution and of re-checking, found {counts['execution']} and {rechecks}"
         )
-    execution = sums["execution"] / counts["execution"]
-    recheck = (sums["reflection"] + sums["transition"]) / rechecks
+    execution, recheck = sums[0] / counts["execution"], sums[1] / rechecks
     vectors = {layer: (execution[i] - recheck[i]).astype(np.float32) for i, layer in enumerate(layers)}
     norms = {
         layer: tuple(float(np.linalg.norm(x[i])) for x in (execution - recheck, execution, recheck))

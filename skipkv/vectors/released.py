@@ -1,7 +1,5 @@
 """Released vectors: a torch.save archive, read without running what is pickled."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import zipfile
@@ -14,12 +12,7 @@ import numpy as np
 from skipkv.errors import CheckpointError
 from skipkv.steering import save_vectors
 
-STORAGES = {
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype("<u2"),
-    "DoubleStorage": np.dtype("<f8"),
-}
+STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "<u2", "DoubleStorage": "<f8"}
 
 
 class _Reader(pickle.Unpickler):
@@ -43,19 +36,16 @@ class _Reader(pickle.Unpickler):
         if kind != "storage" or storage not in STORAGES or not str(name).isdigit():
             raise CheckpointError(f"{self.path}: expected a tensor's storage, found {key!r:.80}")
         raw = np.frombuffer(self.archive.read(f"{self.root}/data/{name}"), STORAGES[storage])
-        return (
-            (raw.astype(np.uint32) << 16).view(np.float32) if storage == "BFloat16Storage" else raw.astype(np.float32)
-        )
+        brain = storage == "BFloat16Storage"
+        return (raw.astype(np.uint32) << 16).view(np.float32) if brain else raw.astype(np.float32)
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
-    shape = tuple(int(n) for n in shape)
-    if prod(shape) + int(offset) > len(storage) or any(int(s) < 0 for s in stride):
+    offset, shape, stride = int(offset), [int(n) for n in shape], [int(s) for s in stride]
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True) if n)
+    if max(last + 1, offset + prod(shape)) > len(storage) or min(stride, default=0) < 0:
         raise ValueError("a tensor beyond its storage")
-    last = int(offset) + sum((n - 1) * int(s) for n, s in zip(shape, stride, strict=True) if n)
-    if last >= len(storage):
-        raise ValueError("a tensor beyond its storage")
-    return np.lib.stride_tricks.as_strided(storage[int(offset) :], shape, [int(s) * 4 for s in stride]).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [4 * s for s in stride]).copy()
 
 
 def read_torch_tensor(path: str | Path) -> np.ndarray:
@@ -72,9 +62,8 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
             tensor = _Reader(path, archive, root).load()
     except zipfile.BadZipFile:
-        raise CheckpointError(
-            f"{path}: expected a zip archive of torch.save, found something else (older formats are not read)"
-        ) from None
+        expected = "expected a zip archive of torch.save, found something else (older formats are not read)"
+        raise CheckpointError(f"{path}: {expected}") from None
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
