@@ -16,23 +16,15 @@ skv_cache_shape skv_cache_shape_of(int32_t head_dim, skv_dtype type, bool sums) 
 /* Adds a chunk of n pages to the pool. */
 static bool grow(skv_cache *c, size_t n) {
     char *chunk = c->device->backend->alloc(c->device, n, c->shape.page_bytes);
-    char **chunks = skv_alloc(c->heap, c->n_chunks + 1, sizeof *chunks);
-    char **free_pages = skv_alloc(c->heap, c->n_pages + n, sizeof *free_pages);
-    if (!chunk || !chunks || !free_pages) {
+    if (!chunk || !skv_regrow(c->heap, &c->chunks, c->n_chunks, c->n_chunks + 1, sizeof *c->chunks) ||
+        !skv_regrow(c->heap, &c->free_pages, c->n_free, c->n_pages + n, sizeof *c->free_pages)) {
         c->device->backend->free(c->device, chunk);
-        skv_free(c->heap, chunks);
-        skv_free(c->heap, free_pages);
         return false;
     }
-    if (c->n_chunks) memcpy(chunks, c->chunks, c->n_chunks * sizeof *chunks);
-    chunks[c->n_chunks++] = chunk;
+    c->chunks[c->n_chunks++] = chunk;
     /* New pages go below the old ones: the stack is popped at its end. */
-    for (size_t i = 0; i < n; i++) free_pages[i] = chunk + (n - 1 - i) * c->shape.page_bytes;
-    if (c->n_free) memcpy(free_pages + n, c->free_pages, c->n_free * sizeof *free_pages);
-    skv_free(c->heap, c->chunks);
-    skv_free(c->heap, c->free_pages);
-    c->chunks = chunks;
-    c->free_pages = free_pages;
+    memmove(c->free_pages + n, c->free_pages, c->n_free * sizeof *c->free_pages);
+    for (size_t i = 0; i < n; i++) c->free_pages[i] = chunk + (n - 1 - i) * c->shape.page_bytes;
     c->n_free += n;
     c->n_pages += n;
     return true;

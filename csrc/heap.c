@@ -64,3 +64,13 @@ void skv_free(skv_heap *heap, void *block) {
     else
         free(header.base);
 }
+
+bool skv_regrow(skv_heap *heap, void *block, size_t from, size_t to, size_t size) {
+    void **at = block;
+    void *larger = skv_alloc(heap, to, size);
+    if (!larger) return false;
+    if (from) memcpy(larger, *at, from * size);
+    skv_free(heap, *at);
+    *at = larger;
+    return true;
+}

@@ -3,6 +3,7 @@
 #ifndef SKV_HEAP_H
 #define SKV_HEAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,6 +17,10 @@ typedef struct skv_heap {
  * pointer. */
 void *skv_alloc(skv_heap *heap, size_t count, size_t size);
 void skv_free(skv_heap *heap, void *block);
+
+/* *block ← room for `to` items of this size, its first `from` ones kept; false, and nothing changed, if memory is out.
+ * block: address of a pointer to an object of any type. */
+bool skv_regrow(skv_heap *heap, void *block, size_t from, size_t to, size_t size);
 
 /* a × b and a + b, SIZE_MAX where they overflow, so that a later skv_alloc fails. */
 size_t skv_mul(size_t a, size_t b);

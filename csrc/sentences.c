@@ -24,22 +24,11 @@ void skv_tracker_free(skv_tracker *t) {
     *t = (skv_tracker){0};
 }
 
-/* *block ← room for `to` items, its first `from` ones kept. */
-static bool regrow(skv_heap *heap, void *block, size_t from, size_t to, size_t size) {
-    void **at = block;
-    void *larger = skv_alloc(heap, to, size);
-    if (!larger) return false;
-    if (from) memcpy(larger, *at, from * size);
-    skv_free(heap, *at);
-    *at = larger;
-    return true;
-}
-
 static bool grow_vectors(skv_tracker *t) {
     skv_device *device = t->device;
     const size_t n = t->n_blocks;
-    if (!regrow(t->heap, &t->blocks, n, n + 1, sizeof *t->blocks) ||
-        !regrow(t->heap, &t->free_vectors, t->n_free, (n + 1) * SKV_VECTORS, sizeof *t->free_vectors))
+    if (!skv_regrow(t->heap, &t->blocks, n, n + 1, sizeof *t->blocks) ||
+        !skv_regrow(t->heap, &t->free_vectors, t->n_free, (n + 1) * SKV_VECTORS, sizeof *t->free_vectors))
         return false;
     float *block = device->backend->alloc(device, SKV_VECTORS * t->width, sizeof *block);
     if (!block) return false;
@@ -54,12 +43,12 @@ bool skv_tracker_reserve(skv_tracker *t, size_t n) {
     const size_t closing = t->compat & SKV_COMPAT_EMPTY_SENTENCES ? n : n / 2 + 1, have = t->n_sentences;
     if (have + closing > t->capacity) {
         const size_t capacity = have + 2 * closing;
-        if (!regrow(t->heap, &t->ranges, have, capacity, sizeof *t->ranges) ||
-            !regrow(t->heap, &t->facts, have, capacity, sizeof *t->facts) ||
-            !regrow(t->heap, &t->vectors, have, capacity, sizeof *t->vectors) ||
-            !regrow(t->heap, &t->alive, 0, capacity, sizeof *t->alive) ||
-            !regrow(t->heap, &t->similar, 0, skv_mul(SKV_COMPARED, capacity), sizeof *t->similar) ||
-            !regrow(t->heap, &t->penalties, t->n_penalties, capacity, sizeof *t->penalties))
+        if (!skv_regrow(t->heap, &t->ranges, have, capacity, sizeof *t->ranges) ||
+            !skv_regrow(t->heap, &t->facts, have, capacity, sizeof *t->facts) ||
+            !skv_regrow(t->heap, &t->vectors, have, capacity, sizeof *t->vectors) ||
+            !skv_regrow(t->heap, &t->alive, 0, capacity, sizeof *t->alive) ||
+            !skv_regrow(t->heap, &t->similar, 0, skv_mul(SKV_COMPARED, capacity), sizeof *t->similar) ||
+            !skv_regrow(t->heap, &t->penalties, t->n_penalties, capacity, sizeof *t->penalties))
             return false;
         t->capacity = capacity;
     }

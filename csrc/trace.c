@@ -6,11 +6,7 @@ bool skv_trace_reserve(skv_trace *t, skv_heap *heap, size_t n) {
     const size_t need = skv_add(t->n, n);
     if (need <= t->capacity) return true;
     const size_t capacity = skv_add(need, need / 2);
-    char *bytes = skv_alloc(heap, capacity, 1);
-    if (!bytes) return false;
-    if (t->n) memcpy(bytes, t->bytes, t->n);
-    skv_free(heap, t->bytes);
-    t->bytes = bytes;
+    if (!skv_regrow(heap, &t->bytes, t->n, capacity, 1)) return false;
     t->capacity = capacity;
     return true;
 }

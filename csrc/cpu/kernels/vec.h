@@ -16,18 +16,9 @@
 
 #if defined(SKV_AVX512)
 #include <immintrin.h>
+#define V(operation) _mm512_##operation
 enum { VW = 16, MAX_TILE = 12 };
 typedef __m512 vf;
-INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE void v_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
-INLINE vf v_set(float a) { return _mm512_set1_ps(a); }
-INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf v_exp2i(vf n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -55,18 +46,9 @@ INLINE float v_first(vf a) { return _mm512_cvtss_f32(a); }
 
 #elif defined(SKV_AVX2)
 #include <immintrin.h>
+#define V(operation) _mm256_##operation
 enum { VW = 8, MAX_TILE = 6 };
 typedef __m256 vf;
-INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
-INLINE void v_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
-INLINE vf v_set(float a) { return _mm256_set1_ps(a); }
-INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf v_exp2i(vf n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -126,6 +108,20 @@ INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
         *first = (vf){a[0], a[2], b[0], b[2]}, *second = (vf){a[1], a[3], b[1], b[3]};
 }
 INLINE float v_first(vf a) { return a[0]; }
+#endif
+
+#ifdef V /* what both instruction sets name alike */
+INLINE vf v_load(const float *p) { return V(loadu_ps)(p); }
+INLINE void v_store(float *p, vf a) { V(storeu_ps)(p, a); }
+INLINE vf v_set(float a) { return V(set1_ps)(a); }
+INLINE vf v_add(vf a, vf b) { return V(add_ps)(a, b); }
+INLINE vf v_sub(vf a, vf b) { return V(sub_ps)(a, b); }
+INLINE vf v_mul(vf a, vf b) { return V(mul_ps)(a, b); }
+INLINE vf v_div(vf a, vf b) { return V(div_ps)(a, b); }
+INLINE vf v_max(vf a, vf b) { return V(max_ps)(a, b); }
+INLINE vf v_min(vf a, vf b) { return V(min_ps)(a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return V(fmadd_ps)(a, b, c); }
+#undef V
 #endif
 
 /* v_halves(half, a, b) sorts the lanes of two vectors that hold sums still to be added over 2·half lanes: lane i of
