@@ -165,7 +165,7 @@ typedef struct skv_device {
 
 typedef struct skv_backend {
     const char *name;
-    const char *const *variants; /* best first, NULL-terminated */
+    const char *(*variant)(size_t i); /* names, best first; NULL beyond the last */
     bool (*runs_here)(const char *variant);
 
     /* NULL with *error filled. The variant is one that runs here. */

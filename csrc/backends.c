@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "backend.h"
@@ -6,16 +7,39 @@
 extern const skv_backend skv_cpu;
 const skv_backend *const skv_backends[] = {&skv_cpu, NULL};
 
+/* The i-th variant of all backends, NULL beyond the last. */
+static const char *variant_at(size_t i, const skv_backend **backend) {
+    for (const skv_backend *const *b = skv_backends; *b; b++) {
+        const char *name;
+        *backend = *b;
+        for (size_t of_this = 0; (name = (*b)->variant(of_this)); of_this++)
+            if (i-- == 0) return name;
+    }
+    return NULL;
+}
+
+const char *skv_variant(size_t i, bool *runs_here) {
+    const skv_backend *backend;
+    const char *name = variant_at(i, &backend);
+    if (name) *runs_here = backend->runs_here(name);
+    return name;
+}
+
 skv_device *skv_device_open(const char *variant, int n_threads, skv_error *error) {
-    for (const skv_backend *const *b = skv_backends; *b; b++)
-        for (const char *const *v = (*b)->variants; *v; v++) {
-            if (variant && strcmp(variant, *v)) continue;
-            if ((*b)->runs_here(*v)) return (*b)->open(*v, n_threads, error);
-            if (!variant) continue;
+    const skv_backend *backend;
+    const char *name;
+    char known[96] = "", longer[96];
+    for (size_t i = 0; (name = variant_at(i, &backend)); i++) {
+        const bool runs_here = backend->runs_here(name), named = variant && !strcmp(variant, name);
+        if (runs_here && (named || !variant)) return backend->open(name, n_threads, error);
+        if (named) {
             skv_fail(error, SKV_BACKEND, "CPU variant \"%s\": this processor lacks the instructions", variant);
             return NULL;
         }
-    skv_fail(error, SKV_CONFIG, "CPU variant \"%s\" is unknown; allowed: generic, avx2, avx512", variant);
+        snprintf(longer, sizeof longer, "%s%s%.60s", name, i ? ", " : "", known);
+        memcpy(known, longer, sizeof known);
+    }
+    skv_fail(error, SKV_CONFIG, "CPU variant \"%s\" is unknown; allowed: %s", variant, known);
     return NULL;
 }
 
@@ -34,14 +58,4 @@ skv_fetched skv_fetched_in(const skv_workload *work, unsigned terms, size_t n_sl
     for (size_t i = 0; i < SKV_N_TERMS; i++, term += n_slots)
         if (terms & 1u << i) f.terms[i] = term;
     return f;
-}
-
-const char *skv_variant(size_t i, bool *runs_here) {
-    for (const skv_backend *const *b = skv_backends; *b; b++)
-        for (const char *const *v = (*b)->variants; *v; v++) {
-            if (i-- > 0) continue;
-            *runs_here = (*b)->runs_here(*v);
-            return *v;
-        }
-    return NULL;
 }

@@ -11,6 +11,8 @@ static const skv_kernels *const variants[] = {
 #endif
     &skv_kernels_generic, NULL};
 
+static const char *cpu_variant(size_t i) { return variants[i] ? variants[i]->name : NULL; }
+
 static bool cpu_runs_here(const char *variant) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -127,15 +129,9 @@ static void cpu_limits(skv_device *base, float *memory, size_t n, double *bytes,
     }
 }
 
-static const char *const variant_names[] = {
-#if defined(__x86_64__)
-    "avx512", "avx2",
-#endif
-    "generic", NULL};
-
 const skv_backend skv_cpu = {
     .name = "cpu",
-    .variants = variant_names,
+    .variant = cpu_variant,
     .runs_here = cpu_runs_here,
     .open = cpu_open,
     .close = cpu_close,
