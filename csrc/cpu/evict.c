@@ -172,17 +172,35 @@ void cpu_select(skv_device *base, const skv_scoring *s, skv_job *jobs, size_t n_
     }
 }
 
-/* Slots 0 … n − 1 of one part of the pages ← the slots keep; scratch [n, width] bytes. */
-static void move(const skv_job *job, const int32_t *keep, size_t at, size_t width, bool ascending, char *scratch) {
-    char *const *pages = job->head->pages;
-    const size_t n = (size_t)job->n_kept;
-    for (size_t i = 0; i < n; i++) { /* ascending slots only move down: nothing is overwritten before it has moved */
-        const size_t from = (size_t)keep[i];
-        const char *source = pages[from / SKV_PAGE] + at + from % SKV_PAGE * width;
-        char *to = ascending ? pages[i / SKV_PAGE] + at + i % SKV_PAGE * width : scratch + i * width;
-        if (to != source) memcpy(to, source, width);
+/* One part of the slots from … from + n − 1, each `width` bytes wide and at `at` in its page, goes to `to` and on;
+ * neither run leaves its page. */
+static void move(char *const *pages, size_t to, size_t from, size_t n, size_t at, size_t width) {
+    memmove(pages[to / SKV_PAGE] + at + to % SKV_PAGE * width, pages[from / SKV_PAGE] + at + from % SKV_PAGE * width,
+            n * width);
+}
+
+/* Slots 0 … n − 1 ← keep, ascending: they only move down, so nothing is overwritten before it has moved. Runs of slots
+ * that stay together move together, those before the first one that goes not at all. */
+static void close_gaps(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n) {
+    for (size_t i = 0, run; i < n; i += run) {
+        const size_t from = (size_t)keep[i], left = SKV_PAGE - from % SKV_PAGE;
+        const size_t room = SKV_PAGE - i % SKV_PAGE, most = left < room ? left : room;
+        for (run = 1; i + run < n && (size_t)keep[i + run] == from + run && run < most;) run++;
+        if (from == i) continue;
+        move(head->pages, i, from, run, 0, cache->slot_bytes);
+        move(head->pages, i, from, run, cache->values_at, cache->slot_bytes);
+        move(head->pages, i, from, run, cache->positions_at, sizeof(int32_t));
+        if (cache->sums) move(head->pages, i, from, run, cache->sums_at, sizeof(float));
     }
-    if (ascending) return;
+}
+
+/* The same of slots in any order, through scratch [n, width] bytes. */
+static void reorder(const skv_head *head, const int32_t *keep, size_t n, size_t at, size_t width, char *scratch) {
+    char *const *pages = head->pages;
+    for (size_t i = 0; i < n; i++) {
+        const size_t from = (size_t)keep[i];
+        memcpy(scratch + i * width, pages[from / SKV_PAGE] + at + from % SKV_PAGE * width, width);
+    }
     for (size_t i = 0; i < n; i++) memcpy(pages[i / SKV_PAGE] + at + i % SKV_PAGE * width, scratch + i * width, width);
 }
 
@@ -197,12 +215,15 @@ static void compact_head(const head_work *w, const skv_job *job) {
     }
     bool ascending = true;
     for (size_t i = 1; i < n; i++) ascending &= keep[i - 1] < keep[i];
-    if (ascending && job->n_kept == job->n_slots) return;
+    if (ascending) {
+        close_gaps(cache, job->head, keep, n);
+        return;
+    }
     char *scratch = (char *)w->keys;
-    move(job, keep, 0, cache->slot_bytes, ascending, scratch);
-    move(job, keep, cache->values_at, cache->slot_bytes, ascending, scratch);
-    move(job, keep, cache->positions_at, sizeof(int32_t), ascending, scratch);
-    if (cache->sums) move(job, keep, cache->sums_at, sizeof(float), ascending, scratch);
+    reorder(job->head, keep, n, 0, cache->slot_bytes, scratch);
+    reorder(job->head, keep, n, cache->values_at, cache->slot_bytes, scratch);
+    reorder(job->head, keep, n, cache->positions_at, sizeof(int32_t), scratch);
+    if (cache->sums) reorder(job->head, keep, n, cache->sums_at, sizeof(float), scratch);
 }
 
 void cpu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, size_t n_jobs) {

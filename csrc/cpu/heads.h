@@ -19,7 +19,7 @@ typedef struct head_work {
     float *queries; /* [n_queries, group, stride], oldest first */
     float *terms[SKV_N_TERMS];
     float *z;           /* [window, padded(L)] logits; of every query head where they count one by one */
-    float *panel;       /* [dim, SKV_COLUMNS] */
+    float *panel;       /* [stride, SKV_COLUMNS] */
     float *products;    /* [ROWS, SKV_COLUMNS] */
     float *sum;         /* [stride] Σ unit */
     float *self, *lost; /* unit · unit; see search_hits */

@@ -16,14 +16,6 @@ static void load_queries(head_work *w) {
         }
 }
 
-/* panel [dim, SKV_COLUMNS] ← n rows of the given distance as its columns, zero beyond */
-static void load_panel(const float *rows, size_t stride, size_t dim, size_t n, float *panel) {
-    for (size_t j = 0; j < n; j++)
-        for (size_t k = 0; k < dim; k++) panel[k * SKV_COLUMNS + j] = rows[j * stride + k];
-    for (size_t j = n; j < SKV_COLUMNS; j++)
-        for (size_t k = 0; k < dim; k++) panel[k * SKV_COLUMNS + j] = 0;
-}
-
 /* z [rows, padded(L)] ← logits of the candidates: the group's maximum, or a row for each query head. Returns the rows.
  */
 static size_t load_logits(head_work *w, size_t ld) {
@@ -33,7 +25,7 @@ static size_t load_logits(head_work *w, size_t ld) {
     const float scale = 1.0f / sqrtf((float)w->dim);
     for (size_t first = 0; first < n_queries; first += SKV_COLUMNS) { /* sixteen queries against all keys */
         const size_t columns = n_queries - first < SKV_COLUMNS ? n_queries - first : SKV_COLUMNS;
-        load_panel(w->queries + first * w->stride, w->stride, w->dim, columns, w->panel);
+        kernels->columns(w->queries + first * w->stride, w->stride, columns, w->panel);
         for (size_t row0 = 0; row0 < n; row0 += ROWS) {
             const size_t rows = n - row0 < ROWS ? n - row0 : ROWS;
             const float *key[ROWS];
@@ -61,10 +53,11 @@ static void importance(head_work *w, float *out) {
     if (!n) return;
     for (size_t q = 0; q < rows; q++) w->device->kernels->add_softmax(w->z + q * ld, n, mean);
     for (size_t j = 0; j < n; j++) mean[j] /= (float)rows;
-    for (size_t j = 0; j < n; j++) {
-        float max = 0;
-        for (size_t i = j < half ? 0 : j - half; i < n && i <= j + half; i++) max = mean[i] > max ? mean[i] : max;
-        out[j] = max;
+    /* The largest of the neighbours, one distance after the other: a loop over all slots that vectors can do. */
+    memset(out, 0, n * sizeof *out);
+    for (size_t shift = 0; shift <= half && shift < n; shift++) {
+        for (size_t j = 0; j + shift < n; j++) out[j] = mean[j + shift] > out[j] ? mean[j + shift] : out[j];
+        for (size_t j = shift; j < n; j++) out[j] = mean[j - shift] > out[j] ? mean[j - shift] : out[j];
     }
 }
 
@@ -98,7 +91,7 @@ static void search_hits(head_work *w) {
         const size_t columns = end - first;
         const float *keys = w->unit + first * w->stride;
         const bool few = n_active < 8; /* a panel would cost more than it saves */
-        if (!few) load_panel(keys, w->stride, w->dim, columns, w->panel);
+        if (!few) kernels->columns(keys, w->stride, columns, w->panel);
         w->job->n_pairs += n_active * columns;
         size_t still = 0;
         for (size_t row0 = 0; row0 < n_active; row0 += ROWS) {

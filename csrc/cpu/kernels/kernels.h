@@ -60,6 +60,9 @@ typedef struct skv_kernels {
     /* (total, total_acc) ← both together; acc [stride] */
     void (*merge)(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride);
 
+    /* panel [stride, SKV_COLUMNS] ← n ≤ SKV_COLUMNS rows [n, stride] as its columns, zero beyond */
+    void (*columns)(const float *rows, size_t stride, size_t n, float *panel);
+
     /* out[r, j] = rows[r] · column j of a panel [dim, SKV_COLUMNS] */
     void (*products)(const float *panel, const float *const *rows, size_t n, size_t dim, float *out);
 

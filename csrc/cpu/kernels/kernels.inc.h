@@ -309,6 +309,7 @@ const skv_kernels KERNELS = {
     .widen = widen,
     .attend = attend,
     .merge = merge,
+    .columns = columns,
     .products = products,
     .inner = inner,
     .normalise = normalise,

@@ -24,6 +24,18 @@ static void products(const float *panel, const float *const *rows, size_t n, siz
     for (; i < n; i++) products_tile(1, panel, rows + i, dim, out + i * SKV_COLUMNS);
 }
 
+static void columns(const float *rows, size_t stride, size_t n, float *panel) {
+    for (size_t k = 0; k < stride; k += VW) UNROLL for (size_t v = 0; v < N_VECTORS; v++) {
+            vf a[VW];
+            UNROLL for (size_t j = 0; j < VW; j++) {
+                const size_t row = v * VW + j;
+                a[j] = row < n ? v_load(rows + row * stride + k) : v_set(0);
+            }
+            v_transpose(a);
+            UNROLL for (size_t i = 0; i < VW; i++) v_store(panel + (k + i) * SKV_COLUMNS + v * VW, a[i]);
+        }
+}
+
 static void inner(const float *q, const float *keys, size_t n, size_t stride, float *out) {
     size_t j = 0;
     for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, 1, out + j);

@@ -150,6 +150,23 @@ INLINE vf v_sums(const vf *a) {
     return v_fold(1, s[0], s[1]);
 }
 
+/* VW vectors as the columns of a matrix in place of its rows: a[i] lane j ← a[j] lane i. As in v_sums, but both halves
+ * of a pair go on: which half a vector is, level by level, spells its number. */
+INLINE void v_transpose(vf *a) {
+    vf s[VW], t[VW];
+    UNROLL for (int j = 0; j < VW; j++) s[j % 4 * (VW / 4) + j / 4] = a[j];
+    UNROLL for (int half = VW / 2; half; half /= 2) {
+        const int pairs = half; /* in each of the VW / (2 half) sets */
+        UNROLL for (int i = 0; i < VW / 2; i++) {
+            const int set = i / pairs, j = i % pairs;
+            v_halves(half, s[set * 2 * pairs + 2 * j], s[set * 2 * pairs + 2 * j + 1], t + 2 * set * pairs + j,
+                     t + (2 * set + 1) * pairs + j);
+        }
+        UNROLL for (int j = 0; j < VW; j++) s[j] = t[j];
+    }
+    UNROLL for (int j = 0; j < VW; j++) a[j] = s[j];
+}
+
 /* Largest lane. */
 INLINE float v_most(vf a) {
     vf b;
