@@ -232,8 +232,8 @@ void cpu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, si
     {
         const head_work w = head_of_thread(d, s, (size_t)omp_get_thread_num());
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < n_jobs; i++)
-            if (jobs[i].scored) compact_head(&w, jobs + i);
+        for (size_t i = n_jobs; i > 0; i--) /* the last ones scored are still in the caches */
+            if (jobs[i - 1].scored) compact_head(&w, jobs + i - 1);
     }
 }
 
