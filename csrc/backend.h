@@ -9,8 +9,6 @@
 #include "heap.h"
 #include "policies.h"
 
-enum { SKV_PAGE = 64 }; /* slots of a page */
-
 /* A weight matrix [n_out, n_in] in the backend's own layout. */
 typedef struct skv_matrix {
     int32_t n_out, n_in;
@@ -172,7 +170,7 @@ typedef struct skv_backend {
     skv_device *(*open)(const char *variant, int n_threads, skv_error *error);
     void (*close)(skv_device *device);
 
-    /* Zeroed device memory, NULL if it is out; host ↔ device and device → device copies, done when `sync` returns. */
+    /* Zeroed device memory, NULL if it is out; copies between host and device and on it, done when `sync` returns. */
     void *(*alloc)(skv_device *device, size_t count, size_t size);
     void (*free)(skv_device *device, void *block);
     void (*write)(skv_device *device, void *to, const void *from, size_t bytes);
@@ -213,8 +211,8 @@ typedef struct skv_backend {
     /* Rings ← the newest queries */
     void (*keep_queries)(skv_device *device, size_t layer, const float *q);
 
-    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own; q,
-     * out [n_tokens, n_heads, head_dim]. Reduced page by page in slot order. */
+    /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own;
+     * q, out [n_tokens, n_heads, head_dim]. Reduced page by page in slot order. */
     void (*attention)(skv_device *device, size_t layer, const float *q, float *out);
 
     /* x[t, :] += alpha_t · vector of the row, for the steered tokens of rows steered before this layer */
@@ -234,8 +232,8 @@ typedef struct skv_backend {
      * = sum / length, scaled to length 1, and sum = 0. */
     void (*sum_sentences)(skv_device *device, const float *x);
 
-    /* out[j − first, i] = vectors[j] · vectors[i] for i < j, first ≤ j < n (host [n − first, n]); vectors [width] are
-     * device memory, those that are NULL left out */
+    /* out[j − first, i] = vectors[j] · vectors[i] for i < j, first ≤ j < n (host [n − first, n]); vectors
+     * [width] are device memory, those that are NULL left out */
     void (*similarities)(skv_device *device, float *const *vectors, size_t width, size_t first, size_t n, float *out);
 
     /* Terms and Σ weight · term of every scored job (METHOD.md §2, §3, §5, §6) */
@@ -247,7 +245,7 @@ typedef struct skv_backend {
     /* The caller's score [C] (host) of one job */
     void (*put_score)(skv_device *device, const skv_job *job, const float *score);
 
-    /* The held slots that stay (METHOD.md §5), n_kept of them; and `alive`, `any_sentence`, done when `sync` returns */
+    /* The held slots that stay (METHOD.md §5), n_kept of them, `alive` and `any_sentence`, done when `sync` returns */
     void (*select)(skv_device *device, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs);
 
     /* Slots 0 … n_kept − 1 of every scored job ← those that stay; a virtual set's list likewise */

@@ -11,7 +11,7 @@ typedef enum skv_rope { SKV_ROPE_DEFAULT, SKV_ROPE_LINEAR, SKV_ROPE_LLAMA3, SKV_
 
 extern const char *const skv_rope_names[SKV_N_ROPES];
 
-enum { SKV_MAX_HEAD_DIM = 512 };
+enum { SKV_MAX_HEAD_DIM = 512, SKV_PAGE = 64 /* slots of a page of the cache */ };
 
 typedef struct skv_config {
     const struct skv_family *family;

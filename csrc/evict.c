@@ -167,11 +167,11 @@ static skv_status compact_rows(skv_session *s, const int32_t *rows, size_t n, sk
         for (size_t i = 0; i < n_due; i++) ask_for_row(s, &scoring, s->rows + due[i], s->jobs + i * per_row);
     ops->select(s->device, &scoring, s->jobs, n_due * per_row);
     if (ops->sync(s->device, error)) return error->code;
-    for (size_t i = 0; i < n_due * per_row; i++) {
-        const skv_record r = record_of(s, 0, s->jobs + i);
-        if (s->jobs[i].scored) bytes = skv_add(bytes, skv_trace_bytes(&r));
-    }
     if (s->trace_level != SKV_TRACE_NONE) {
+        for (size_t i = 0; i < n_due * per_row; i++) {
+            const skv_record r = record_of(s, 0, s->jobs + i);
+            if (s->jobs[i].scored) bytes = skv_add(bytes, skv_trace_bytes(&r));
+        }
         if (!skv_trace_reserve(&s->trace, &s->heap, bytes))
             return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of trace", bytes);
         for (size_t i = 0; i < n_due; i++) record(s, &scoring, due[i], s->jobs + i * per_row);
@@ -302,16 +302,17 @@ static skv_status select_layer(const selecting *a, const skv_workload *work, con
         skv_heap heap = {0};
         float *floats = skv_alloc(&heap, skv_fetched_floats(work, in->n_slots), sizeof *floats);
         int32_t *positions = skv_alloc(&heap, in->n_slots, sizeof *positions);
-        bool ok = floats && positions;
+        const bool room = floats && positions;
+        bool ok = room;
         for (size_t h = 0; ok && h < in->n_kv_heads; h++)
             ok = ask(a->device, work, &scoring, a->jobs + h, floats, positions);
         skv_free(&heap, floats);
         skv_free(&heap, positions);
+        if (!room) return skv_fail(error, SKV_CAPACITY, "out of memory for the arrays of a head");
         if (!ok) return skv_fail(error, SKV_CALLER, "the custom score failed");
     }
     ops->select(a->device, &scoring, a->jobs, in->n_kv_heads);
     for (size_t h = 0; h < in->n_kv_heads; h++) {
-        out[h].given = given;
         out[h].n_kept = (size_t)a->jobs[h].n_kept;
         out[h].n_candidates = skv_job_candidates(a->jobs + h);
         skv_fetched f = {.score = out[h].score, .kept = out[h].kept};

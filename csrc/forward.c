@@ -1,6 +1,6 @@
-/* tokens → embedding → [steer → norm → q, k, v → rope → append → attention → o → norm → gate, up → silu → down] ×
- * layers → norm → sentences → logits → evict. The only layer loop: prefill, decode and mixed batches differ in their
- * spans alone. */
+/* tokens → embedding → [steer → norm → q, k, v → rope → append → attention → o → norm → gate, up
+ * → silu → down] × layers → norm → sentences → logits → evict. The only layer loop: prefill, decode and
+ * mixed batches differ in their spans alone. */
 #include <string.h>
 
 #include "evict.h"

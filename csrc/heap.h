@@ -18,8 +18,8 @@ typedef struct skv_heap {
 void *skv_alloc(skv_heap *heap, size_t count, size_t size);
 void skv_free(skv_heap *heap, void *block);
 
-/* *block ← room for `to` items of this size, its first `from` ones kept; false, and nothing changed, if memory is out.
- * block: address of a pointer to an object of any type. */
+/* *block ← room for `to` items of this size, its first `from` ones kept; false, and nothing changed, if memory is
+ * out. block: address of a pointer to an object of any type. */
 bool skv_regrow(skv_heap *heap, void *block, size_t from, size_t to, size_t size);
 
 /* a × b and a + b, SIZE_MAX where they overflow, so that a later skv_alloc fails. */

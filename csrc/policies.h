@@ -1,5 +1,5 @@
-/* Eviction methods as data (METHOD.md §6): a method is a row of weights of terms, and score = Σ weight · term. When a
- * row is compacted, which slots are protected, ties, order, compaction and trace are shared by all of them (evict.h).
+/* Eviction methods as data (METHOD.md §6): a method is a row of weights of terms, and score = Σ weight · term. When
+ * a row is compacted, which slots are protected, ties, order, compaction and trace are shared by all of them (evict.h).
  */
 #ifndef SKV_POLICIES_H
 #define SKV_POLICIES_H

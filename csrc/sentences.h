@@ -1,5 +1,5 @@
-/* What a row's ids say (METHOD.md §4, §7): delimiters close sentences, <think> … </think>, N_o, α of steered tokens.
- * The vectors of sentences lie behind the seam; a sentence that a later one resembles is flagged. */
+/* What a row's ids say (METHOD.md §4, §7): delimiters close sentences, <think> … </think>, N_o, α of steered
+ * tokens. The vectors of sentences lie behind the seam; a sentence that a later one resembles is flagged. */
 #ifndef SKV_SENTENCES_H
 #define SKV_SENTENCES_H
 

@@ -237,6 +237,13 @@ static skv_status out_of_memory(skv_session *s, int32_t row, int32_t capacity, s
     return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", capacity);
 }
 
+/* Waits for what a new row was given; without it there is no row. */
+static skv_status opened(skv_session *s, int32_t row, skv_error *error) {
+    const skv_status status = s->device->backend->sync(s->device, error);
+    if (status) skv_row_close(s, row);
+    return status;
+}
+
 /* A free row of this shape, its pages reserved; its tracker is still to be made. */
 static skv_status open_row(skv_session *s, const skv_row *shape, int32_t *row, skv_error *error) {
     const skv_config *c = &s->model->config;
@@ -284,7 +291,7 @@ skv_status skv_row_open(skv_session *s, const skv_row_options *o, int32_t *row, 
     if (!skv_tracker_init(&r->tracker, &s->heap, s->device, &s->vocabulary, s->method.compat, hidden, o->n_prompt) ||
         !skv_row_reserve_sentences(r, decoding))
         return out_of_memory(s, *row, o->capacity, error);
-    return s->device->backend->sync(s->device, error);
+    return opened(s, *row, error);
 }
 
 skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t sample, int32_t *row,
@@ -332,7 +339,7 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
     }
     if (!skv_tracker_copy(&r->tracker, &parent->tracker) || !skv_row_reserve_sentences(r, (size_t)s->method.interval))
         return out_of_memory(s, *row, capacity, error);
-    return ops->sync(s->device, error);
+    return opened(s, *row, error);
 }
 
 void skv_row_close(skv_session *s, int32_t row) {

@@ -12,7 +12,7 @@
 typedef struct skv_model skv_model;
 typedef struct skv_session skv_session;
 
-enum { SKV_MAX_THREADS = 1024, SKV_PAGE_SLOTS = 64 };
+enum { SKV_MAX_THREADS = 1024 };
 
 /* Whether machine and build can run the i-th CPU variant, best first; its name, NULL beyond the last. */
 const char *skv_variant(size_t i, bool *runs_here);
@@ -190,12 +190,11 @@ typedef struct skv_slots {
     int64_t sequence[2];
 } skv_slots;
 
-/* What one head keeps; given, kept and score as in skv_record, kept as indices of slots. */
+/* What one head keeps: indices of slots, and the numbers that decided. */
 typedef struct skv_selection {
     size_t n_kept, n_candidates;
-    unsigned given;
     int32_t *kept;             /* [n_slots] */
-    float *terms[SKV_N_TERMS]; /* [n_slots] those given */
+    float *terms[SKV_N_TERMS]; /* [n_slots] those of skv_method_gives */
     float *score;              /* [n_slots] */
 } skv_selection;
 

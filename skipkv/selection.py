@@ -49,10 +49,13 @@ def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray
     return np.ascontiguousarray(np.broadcast_to(where, (n_kv, n_slots)), np.int32)
 
 
-def _stack(arrays: list[np.ndarray]) -> Any:
-    if not arrays:
+def _heads(array: np.ndarray | None, sizes: list[int]) -> Any:
+    """The first sizes[h] values of every head: an array where all are alike, else a list of arrays."""
+    if array is None:
         return None
-    return np.stack(arrays) if len({len(a) for a in arrays}) == 1 else arrays
+    if len(set(sizes)) == 1:
+        return np.ascontiguousarray(array[:, : sizes[0]])
+    return [head[:size].copy() for head, size in zip(array, sizes, strict=True)]
 
 
 def select(
@@ -117,9 +120,10 @@ def select(
     if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > EXACT):
         raise ConfigError(f"penalties: expected positions from 0 to {EXACT}, found others")
     integer("prompt", prompt, 0, POSITION_MAX + 1)
-    found = _skipkv.select(
+    kept, scores, counts = _skipkv.select(
         chosen.as_dict((1, n_kv)), keys, floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
         None if sums is None else floats("sums", sums, "n_kv_heads, L"), prompt, pair("sequence", sequence, 2**63 - 1),
         integer("layer", layer, 0),
     )  # fmt: skip
-    return Selection(*map(_stack, found))
+    sizes = counts.T.tolist()
+    return Selection(_heads(kept, sizes[0]), *(_heads(score, sizes[1]) for score in scores))

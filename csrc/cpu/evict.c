@@ -126,8 +126,8 @@ static void select_head(head_work *w, skv_job *job, const int32_t *wanted) {
     mark_alive(w, keep);
 }
 
-/* allocate="layer" (METHOD.md §5): w->wanted ← how many unprotected candidates of each head stay. Each has a fifth of
- * its budget for sure; what is left of all budgets goes to the best of all, ties to the lower head. */
+/* allocate="layer" (METHOD.md §5): w->wanted ← how many unprotected candidates of each head stay. Each has a fifth
+ * of its budget for sure; what is left of all budgets goes to the best of all, ties to the lower head. */
 static void share_budget(head_work *w, skv_job *jobs, size_t n_heads) {
     float *pool = w->scratch; /* scores of those that are not sure to stay, head by head up to `ends` */
     size_t n_pool = 0, budget = 0, taken = 0;
@@ -179,8 +179,8 @@ static void move(char *const *pages, size_t to, size_t from, size_t n, size_t at
             n * width);
 }
 
-/* Slots 0 … n − 1 ← keep, ascending: they only move down, so nothing is overwritten before it has moved. Runs of slots
- * that stay together move together, those before the first one that goes not at all. */
+/* Slots 0 … n − 1 ← keep, ascending: they only move down, so nothing is overwritten before it has moved. Runs of
+ * slots that stay together move together, those before the first one that goes not at all. */
 static void close_gaps(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n) {
     for (size_t i = 0, run; i < n; i += run) {
         const size_t from = (size_t)keep[i], left = SKV_PAGE - from % SKV_PAGE;

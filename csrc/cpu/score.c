@@ -16,8 +16,7 @@ static void load_queries(head_work *w) {
         }
 }
 
-/* z [rows, padded(L)] ← logits of the candidates: the group's maximum, or a row for each query head. Returns the rows.
- */
+/* z [rows, padded(L)] ← logits of the candidates: the group's maximum, or a row for each query head. */
 static size_t load_logits(head_work *w, size_t ld) {
     const skv_kernels *kernels = w->device->kernels;
     const size_t n = w->n_candidates, n_queries = w->n_queries * w->group;
@@ -79,8 +78,8 @@ static void normalise(head_work *w) {
 }
 
 /* r(i) of every slot i (METHOD.md §3): the last key similar to it is searched from the newest key downwards, sixteen
- * keys at a time, and a row leaves the search once it has found its own. lost[j] ← Σ of S[i, r(i)] over the rows with
- * r(i) = j. */
+ * keys at a time, and a row leaves the search once it has found its own. lost[j] ← Σ of S[i, r(i)] over the rows
+ * with r(i) = j. */
 static void search_hits(head_work *w) {
     const skv_kernels *kernels = w->device->kernels;
     size_t n_active = w->n_slots;
@@ -232,7 +231,6 @@ static void score_head(head_work *w, skv_job *job) {
         if (!(s->needs & 1u << term)) continue;
         if (term_kernels[term]) term_kernels[term](w, terms[term]);
         const float weight = s->weights[term], *values = terms[term];
-        if (weight == 0) continue;
         for (size_t j = 0; j < w->n_candidates; j++) {
             const float part = weight * values[j];
             score[j] = first ? part : score[j] + part;

@@ -50,61 +50,52 @@ PyObject *py_check_method(PyObject *module, PyObject *args) {
     return result;
 }
 
-/* The arrays that py_select borrows, and what it makes of them. */
-typedef struct selection {
-    PyArrayObject *keys, *queries, *positions, *penalties, *sums;
-    PyObject *lists[5]; /* kept, importance, redundancy, penalty, score */
-} selection;
-
-static int append(PyObject *list, const void *data, int type, size_t n) {
-    PyObject *array = py_copy(data, type, 1, (npy_intp[]){(npy_intp)n});
-    const int failed = !array || PyList_Append(list, array);
-    Py_XDECREF(array);
-    return failed;
-}
-
-/* Appends to the lists what every head keeps. */
-static int list_selections(selection *a, const skv_selection *found, size_t n_heads, bool compacts) {
+/* (kept [n_kv_heads, L], (importance, redundancy, penalty, score) each [n_kv_heads, L] or None, counts [n_kv_heads,
+ * 2]): the first counts[h, 0] of kept and the first counts[h, 1] of the others are a head's. */
+static PyObject *select_heads(PyObject *module, const skv_method *method, py_custom *custom, const skv_slots *slots) {
     const skv_term terms[] = {SKV_IMPORTANCE, SKV_REDUNDANCY, SKV_PENALTY};
-    for (const skv_selection *f = found; f < found + n_heads; f++) {
-        if (append(a->lists[0], f->kept, NPY_INT32, f->n_kept)) return -1;
-        for (size_t i = 0; i < 3; i++)
-            if (f->given & 1u << terms[i] && append(a->lists[i + 1], f->terms[terms[i]], NPY_FLOAT, f->n_candidates))
-                return -1;
-        if (compacts && append(a->lists[4], f->score, NPY_FLOAT, f->n_candidates)) return -1;
-    }
-    return 0;
-}
-
-static int select_heads(PyObject *module, const skv_method *method, py_custom *custom, selection *a, skv_slots *slots) {
+    const unsigned given = skv_method_gives(method);
     const bool compacts = method->policy->flags & SKV_COMPACTS;
-    const size_t n = slots->n_slots, n_heads = slots->n_kv_heads;
+    const npy_intp n = (npy_intp)slots->n_slots, n_heads = (npy_intp)slots->n_kv_heads, shape[] = {n_heads, n};
+    PyArrayObject *kept = (PyArrayObject *)PyArray_ZEROS(2, shape, NPY_INT32, 0), *scores[4] = {NULL};
+    PyArrayObject *counts = (PyArrayObject *)PyArray_ZEROS(2, ((npy_intp[]){n_heads, 2}), NPY_INT32, 0);
+    skv_selection *found = PyMem_Calloc((size_t)n_heads, sizeof *found);
+    PyObject *result = NULL;
     skv_error error;
-    skv_status status = SKV_OK;
-    int failed = -1;
-    skv_selection *found = PyMem_Calloc(n_heads, sizeof *found);
-    float *block = PyMem_Calloc(n_heads * n, (SKV_N_TERMS + 2) * sizeof *block), *at = block;
-    if (!found || !block) {
+    for (size_t i = 0; i < 4; i++)
+        if (!(scores[i] = (PyArrayObject *)PyArray_ZEROS(2, shape, NPY_FLOAT, 0))) goto cleanup;
+    if (!kept || !counts || !found) {
         PyErr_NoMemory();
         goto cleanup;
     }
-    for (size_t h = 0; h < n_heads; h++) {
-        found[h].kept = (int32_t *)(void *)at, found[h].score = at + n, at += 2 * n;
-        for (size_t term = 0; term < SKV_N_TERMS; term++, at += n) found[h].terms[term] = at;
-        found[h].n_kept = n;
-        for (size_t i = 0; i < n; i++) found[h].kept[i] = (int32_t)i;
+    for (npy_intp h = 0; h < n_heads; h++) {
+        found[h].kept = PyArray_GETPTR2(kept, h, 0);
+        found[h].score = PyArray_GETPTR2(scores[3], h, 0);
+        for (size_t i = 0; i < 3; i++) found[h].terms[terms[i]] = PyArray_GETPTR2(scores[i], h, 0);
+        found[h].n_kept = (size_t)n; /* `full` keeps all */
+        for (npy_intp i = 0; i < n; i++) found[h].kept[i] = (int32_t)i;
     }
-    if (compacts) status = skv_select(method, slots, found, &error);
-    if (status == SKV_CALLER && custom->type)
+    const skv_status status = compacts ? skv_select(method, slots, found, &error) : SKV_OK;
+    if (status == SKV_CALLER && custom->type) {
         PyErr_Restore(custom->type, custom->value, custom->traceback);
-    else if (status)
+    } else if (status) {
         py_raise(module, &error);
-    else
-        failed = list_selections(a, found, n_heads, compacts);
+    } else {
+        for (npy_intp h = 0; h < n_heads; h++) {
+            *(int32_t *)PyArray_GETPTR2(counts, h, 0) = (int32_t)found[h].n_kept;
+            *(int32_t *)PyArray_GETPTR2(counts, h, 1) = (int32_t)found[h].n_candidates;
+        }
+        PyObject *shown[4];
+        for (size_t i = 0; i < 4; i++)
+            shown[i] = (i < 3 ? (given & 1u << terms[i]) != 0 : compacts) ? (PyObject *)scores[i] : Py_None;
+        result = Py_BuildValue("O(OOOO)O", kept, shown[0], shown[1], shown[2], shown[3], counts);
+    }
 cleanup:
     PyMem_Free(found);
-    PyMem_Free(block);
-    return failed;
+    Py_XDECREF(kept);
+    Py_XDECREF(counts);
+    for (size_t i = 0; i < 4; i++) Py_XDECREF(scores[i]);
+    return result;
 }
 
 /* Whether the budgets are those of one layer with this many heads. */
@@ -128,7 +119,9 @@ PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs) {
     skv_method method;
     skv_error error;
     py_custom custom = {0};
-    selection a = {0};
+    struct {
+        PyArrayObject *keys, *queries, *positions, *penalties, *sums;
+    } a = {0};
     if (py_method(module, dict, &method, &custom, &held)) return NULL;
     if (!(a.keys = py_array(module, keys, "keys", NPY_FLOAT, 3, (npy_intp[]){-1, -1, -1}))) goto cleanup;
     const npy_intp n_kv = PyArray_DIM(a.keys, 0), n_slots = PyArray_DIM(a.keys, 1), dim = PyArray_DIM(a.keys, 2);
@@ -159,24 +152,21 @@ PyObject *py_select(PyObject *module, PyObject *args, PyObject *kwargs) {
         py_raise(module, &error);
         goto cleanup;
     }
-    for (size_t i = 0; i < 5; i++)
-        if (!(a.lists[i] = PyList_New(0))) goto cleanup;
-    skv_slots slots = {.n_kv_heads = (size_t)n_kv,
-                       .n_heads = (size_t)PyArray_DIM(a.queries, 0),
-                       .n_slots = (size_t)n_slots,
-                       .n_queries = (size_t)PyArray_DIM(a.queries, 1),
-                       .head_dim = (size_t)dim,
-                       .n_penalties = a.penalties ? (size_t)PyArray_DIM(a.penalties, 0) : 0,
-                       .keys = PyArray_DATA(a.keys),
-                       .queries = PyArray_DATA(a.queries),
-                       .positions = PyArray_DATA(a.positions),
-                       .sums = a.sums ? PyArray_DATA(a.sums) : NULL,
-                       .penalties = a.penalties ? PyArray_DATA(a.penalties) : NULL,
-                       .n_prompt = prompt,
-                       .layer = layer,
-                       .sequence = {prompt_index, sample_index}};
-    if (!select_heads(module, &method, &custom, &a, &slots))
-        result = PyTuple_Pack(5, a.lists[0], a.lists[1], a.lists[2], a.lists[3], a.lists[4]);
+    const skv_slots slots = {.n_kv_heads = (size_t)n_kv,
+                             .n_heads = (size_t)PyArray_DIM(a.queries, 0),
+                             .n_slots = (size_t)n_slots,
+                             .n_queries = (size_t)PyArray_DIM(a.queries, 1),
+                             .head_dim = (size_t)dim,
+                             .n_penalties = a.penalties ? (size_t)PyArray_DIM(a.penalties, 0) : 0,
+                             .keys = PyArray_DATA(a.keys),
+                             .queries = PyArray_DATA(a.queries),
+                             .positions = PyArray_DATA(a.positions),
+                             .sums = a.sums ? PyArray_DATA(a.sums) : NULL,
+                             .penalties = a.penalties ? PyArray_DATA(a.penalties) : NULL,
+                             .n_prompt = prompt,
+                             .layer = layer,
+                             .sequence = {prompt_index, sample_index}};
+    result = select_heads(module, &method, &custom, &slots);
 cleanup:
     Py_XDECREF(a.keys);
     Py_XDECREF(a.queries);
@@ -184,7 +174,6 @@ cleanup:
     Py_XDECREF(a.penalties);
     Py_XDECREF(a.sums);
     Py_XDECREF(held);
-    for (size_t i = 0; i < 5; i++) Py_XDECREF(a.lists[i]);
     return result;
 }
 

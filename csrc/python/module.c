@@ -137,7 +137,7 @@ static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
     const struct {
         const char *name;
         long value;
-    } numbers[] = {{"page", SKV_PAGE_SLOTS},
+    } numbers[] = {{"page", SKV_PAGE},
                    {"max_budget", SKV_MAX_BUDGET},
                    {"max_threads", SKV_MAX_THREADS},
                    {"max_head_dim", SKV_MAX_HEAD_DIM},

@@ -5,9 +5,10 @@ import json
 
 from skipkv.commands.options import add_model, load_model
 from skipkv.errors import ConfigError
-from skipkv.eval.fidelity import compare, plot, table
+from skipkv.eval.fidelity import compare, table
 from skipkv.load.texts import read_texts
 from skipkv.steering import parse_run
+from skipkv.viz import curve
 
 HELP = "Replay recorded texts under several methods against the full cache; no sampling."
 
@@ -20,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first texts")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples for the intervals")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", metavar="FILE.png")
+    parser.add_argument("--plot", metavar="FILE", help="KL divergence against budget: .png, .pdf or .svg")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(json.dumps([f.as_dict() for f in results]) if args.json else table(results))
     if args.plot:
-        plot(results, args.plot)
+        curve(results, "kl").save(args.plot)
     return 0

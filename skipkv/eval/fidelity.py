@@ -137,19 +137,3 @@ def table(results: Sequence[Fidelity]) -> Table:
         for f in results
     ]  # fmt: skip
     return Table(columns, rows)
-
-
-def plot(results: Sequence[Fidelity], path: str) -> None:
-    """KL divergence of every method with its interval."""
-    from matplotlib.figure import Figure  # slow to import
-
-    shown = [f for f in results if np.isfinite(f.kl[0])]
-    figure = Figure(figsize=(7, 0.4 * len(shown) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    means = np.array([f.kl for f in shown]).reshape(-1, 3)
-    at = np.arange(len(shown))
-    axes.errorbar(means[:, 0], at, xerr=np.abs(means[:, 1:] - means[:, :1]).T, fmt="o", capsize=3)
-    axes.set_yticks(at, [f.run for f in shown])
-    axes.invert_yaxis()
-    axes.set_xlabel("KL divergence from the full cache, nats a token (95 % over texts)")
-    figure.savefig(path, dpi=150)

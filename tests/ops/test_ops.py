@@ -253,6 +253,14 @@ def test_shared_scores_are_the_mean_of_the_heads(world):
         assert (found[4][0, 0, h] == found[4][0, 0, 0]).all()
 
 
+def test_a_weight_of_nothing_scores_nothing(world):
+    """What float32 rounds to 0 is a weight still: the score is 0, not what stood in the workspace before."""
+    w = world(needs=("key_norm",), slots=80)
+    filled(w, [50], 9)
+    assert w.evict({"key_norm": 1}, 60, 4)[1][0, 0, :, :46].all()
+    assert not w.evict({"key_norm": 1e-60}, 60, 4)[1].any()
+
+
 @pytest.mark.parametrize("allocate", ["head", "layer"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("first", [0, 6])

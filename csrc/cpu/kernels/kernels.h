@@ -75,8 +75,8 @@ typedef struct skv_kernels {
     /* sum[j] += softmax(z)[j]; both [n] with room for 16 more; z becomes e^(z − max) */
     void (*add_softmax)(float *z, size_t n, float *sum);
 
-    /* Benchmarks: a sum over n floats (read bandwidth), and n·lanes·… multiply-accumulates in registers; returns their
-     * number. */
+    /* Benchmarks: a sum over n floats (read bandwidth), and n·lanes·… multiply-accumulates in registers; returns
+     * their number. */
     float (*stream)(const float *x, size_t n);
     double (*peak)(size_t n, float *sink);
 } skv_kernels;

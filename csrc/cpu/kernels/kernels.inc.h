@@ -7,8 +7,8 @@ enum { PANEL = 2 * VW };
 
 INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance between
- * panels in bytes. */
+/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance
+ * between panels in bytes. */
 INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x,
                  size_t ld_x, float *y, size_t ld_y, int resume) {
     vf acc[MAX_TILE > 8 ? 2 * MAX_TILE : 16];
@@ -41,8 +41,8 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
     }
 }
 
-/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four to
- * fill the multiply-add pipes. Every tile sums in the same order. */
+/* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four
+ * to fill the multiply-add pipes. Every tile sums in the same order. */
 INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x,
                     size_t ld_x, float *y, size_t ld_y, int resume) {
     if (n == 1 && n_panels >= 4) {
@@ -206,8 +206,8 @@ static void widen(const uint16_t *bf16, size_t n, float *out) {
     for (size_t i = 0; i < n; i += VW) v_store(out + i, v_widen(bf16 + i));
 }
 
-/* logits[j] = q · keys[j] · scale for N keys: each is summed lane by lane, then over the lanes, alone or among others.
- */
+/* logits[j] = q · keys[j] · scale for N keys: each is summed lane by lane, then over the lanes, alone or among
+ * others. */
 INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float scale, float *logits) {
     vf acc[16];
     UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
@@ -222,8 +222,8 @@ INLINE void dots(const int N, const float *q, const float *keys, size_t stride, 
     }
 }
 
-/* acc[i …] = Σ_j p[j] values[j, i …] over N vectors at a time, or one at the end of a stride that is no multiple of
- * them */
+/* acc[i …] = Σ_j p[j] values[j, i …] over N vectors at a time, or one at the end of a stride that is no multiple
+ * of them */
 INLINE void weigh(const int N, const float *p, const float *values, size_t n, size_t stride, float *acc) {
     vf sum[8];
     UNROLL for (int c = 0; c < N; c++) sum[c] = v_set(0);

@@ -150,8 +150,8 @@ INLINE vf v_sums(const vf *a) {
     return v_fold(1, s[0], s[1]);
 }
 
-/* VW vectors as the columns of a matrix in place of its rows: a[i] lane j ← a[j] lane i. As in v_sums, but both halves
- * of a pair go on: which half a vector is, level by level, spells its number. */
+/* VW vectors as the columns of a matrix in place of its rows: a[i] lane j ← a[j] lane i. As in v_sums, but both
+ * halves of a pair go on: which half a vector is, level by level, spells its number. */
 INLINE void v_transpose(vf *a) {
     vf s[VW], t[VW];
     UNROLL for (int j = 0; j < VW; j++) s[j % 4 * (VW / 4) + j / 4] = a[j];
