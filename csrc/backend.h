@@ -199,7 +199,7 @@ typedef struct skv_backend {
     /* y_i = x W_iᵀ + bias_i for several matrices of the same input; x [n, n_in] */
     void (*linear)(skv_device *device, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n);
 
-    /* x [n_tokens, n_heads, head_dim] turned by the angles of each token's position */
+    /* x [n_tokens, n_heads, head_dim] turned by the angles of each token's position, times rope_attention_factor */
     void (*rope)(skv_device *device, float *x, size_t n_heads);
 
     /* The newest slots of every head of a layer ← k, v [n_tokens, n_kv_heads, head_dim] and the positions */

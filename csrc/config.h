@@ -7,11 +7,19 @@
 
 #include "error.h"
 
-typedef enum skv_rope { SKV_ROPE_DEFAULT, SKV_ROPE_LINEAR, SKV_ROPE_LLAMA3, SKV_N_ROPES } skv_rope;
+/* Dynamic: as default up to `context`, beyond which nothing is fed. */
+typedef enum skv_rope {
+    SKV_ROPE_DEFAULT,
+    SKV_ROPE_LINEAR,
+    SKV_ROPE_DYNAMIC,
+    SKV_ROPE_LLAMA3,
+    SKV_ROPE_YARN,
+    SKV_N_ROPES
+} skv_rope;
 
 extern const char *const skv_rope_names[SKV_N_ROPES];
 
-enum { SKV_MAX_HEAD_DIM = 512, SKV_PAGE = 64 /* slots of a page of the cache */ };
+enum { SKV_MAX_LAYERS = 1024, SKV_MAX_HEAD_DIM = 512, SKV_PAGE = 64 /* slots of a page of the cache */ };
 
 typedef struct skv_config {
     const struct skv_family *family;
@@ -21,9 +29,13 @@ typedef struct skv_config {
     bool tied; /* the LM head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
     skv_rope rope_type;
-    double rope_theta, rope_factor;                     /* factor: linear and llama3 */
+    double rope_theta, rope_factor;                     /* factor: linear, llama3, yarn */
+    double rope_original_context;                       /* llama3, yarn */
     double rope_low_freq_factor, rope_high_freq_factor; /* llama3 */
-    double rope_original_context;                       /* llama3 */
+    double rope_beta_fast, rope_beta_slow;              /* yarn */
+    bool rope_truncate;                                 /* yarn: the ramp begins and ends at whole pairs */
+    double rope_attention_factor;                       /* of rotated queries and keys, yarn; 1 */
+    bool unrotated[SKV_MAX_LAYERS];                     /* layers without RoPE */
 } skv_config;
 
 /* Refuses dimensions that the core cannot hold (see LIMIT in config.c) or that do not fit together. */

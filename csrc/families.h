@@ -12,7 +12,11 @@ typedef struct skv_family {
     const char *name;         /* model_type of config.json */
     const char *architecture; /* its "architectures" */
     skv_bias qkv_bias, o_bias, mlp_bias;
-    bool qk_norm; /* RMSNorm over each head of q and k before the rotation */
+    bool qk_norm;      /* RMSNorm over each head of q and k before the rotation */
+    bool skips_rope;   /* config.json says which layers have none */
+    bool slides;       /* sliding_window holds without use_sliding_window */
+    bool tied;         /* unless config.json says otherwise */
+    double rope_theta; /* as above */
 } skv_family;
 
 extern const skv_family skv_families[]; /* ended by a NULL name */

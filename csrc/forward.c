@@ -92,8 +92,10 @@ static void layer(skv_session *s, size_t index, size_t n) {
         ops->rmsnorm(device, s->q, l->q_norm, c->norm_eps, n * n_heads, dim, s->q);
         ops->rmsnorm(device, s->k, l->k_norm, c->norm_eps, n * n_kv, dim, s->k);
     }
-    ops->rope(device, s->q, n_heads);
-    ops->rope(device, s->k, n_kv);
+    if (!c->unrotated[index]) {
+        ops->rope(device, s->q, n_heads);
+        ops->rope(device, s->k, n_kv);
+    }
     ops->append(device, index, s->k, s->v);
     if (s->needs & 1u << SKV_SUMS) ops->receive(device, index, s->q);
     if (s->needs & SKV_QUERIES) ops->keep_queries(device, index, s->q);

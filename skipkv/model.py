@@ -182,7 +182,7 @@ class Model(Engine):
     def _ids(self, tokens: Prompt) -> np.ndarray:
         ids = self.encode(tokens)
         if not len(ids) or len(ids) > self.config.context:
-            raise ConfigError(f"text has {len(ids)} tokens; allowed: 1 to the context of {self.config.context}")
+            raise ConfigError(f"text has {len(ids)} tokens; allowed: 1 to {self.config.reach}")
         self.check_ids("text", ids)
         return np.array(ids, np.int32)
 

@@ -242,7 +242,7 @@ class Run:
                 raise ConfigError(f"prompt {i} is empty; allowed: at least one token")
             self.engine.check_ids(f"prompt {i}", prompt)
             if len(prompt) > context:
-                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to the context of {context}")
+                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to {self.config.reach}")
             self.engine.check_steering(steering)
             self.method.check_prompt(len(prompt), self.reserves[i])
             if limit:

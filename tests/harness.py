@@ -62,11 +62,17 @@ def vocabulary(texts=TEXTS, think=THINK, delimiters="auto", markers="auto"):
     return flags, runs, ways, len(think[0])
 
 
+FAMILIES = _skipkv.families()
+
+
 def config(family="llama", n_kv=2, group=2, **changes):
     return {
         "family": family, "n_layers": 2, "n_heads": n_kv * group, "n_kv_heads": n_kv, "head_dim": 16, "hidden": 32,
         "ffn": 48, "vocab": VOCAB, "context": 4096, "norm_eps": 1e-6, "tied": False, "qkv_bias": family == "qwen2",
         "o_bias": False, "mlp_bias": False, "rope_type": "default", "rope_theta": 10000.0,
+        "rope_factor": 1.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_context": 4096,
+        "rope_beta_fast": 32.0, "rope_beta_slow": 1.0, "rope_truncate": True, "rope_attention_factor": 1.0,
+        "unrotated": (1,) if FAMILIES[family]["skips_rope"] else (),
     } | changes  # fmt: skip
 
 

@@ -96,13 +96,14 @@ static skv_status cpu_reserve(skv_device *base, const skv_workload *work, skv_er
 static void cpu_begin(skv_device *base, const skv_batch *batch) {
     cpu_device *d = cpu_of(base);
     const size_t half = (size_t)d->work.config->head_dim / 2;
+    const double factor = d->work.config->rope_attention_factor;
     d->batch = batch;
     for (const skv_part *part = batch->parts; part < batch->parts + batch->n_parts; part++)
         for (size_t t = 0; t < part->n; t++)
             for (size_t c = 0; c < half; c++) {
                 const double angle = (double)(part->position + (int32_t)t) * (double)d->work.inv_freq[c];
-                d->cosine[(part->first + t) * half + c] = (float)cos(angle);
-                d->sine[(part->first + t) * half + c] = (float)sin(angle);
+                d->cosine[(part->first + t) * half + c] = (float)(factor * cos(angle));
+                d->sine[(part->first + t) * half + c] = (float)(factor * sin(angle));
             }
 }
 

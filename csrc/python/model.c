@@ -25,6 +25,23 @@ static const skv_family *family_of(PyObject *module, PyObject *config) {
     return family;
 }
 
+/* config["unrotated"]: indices of layers without RoPE. */
+static void read_unrotated(PyObject *module, PyObject *config, skv_config *c, int *failed) {
+    PyObject *value = *failed ? NULL : PyMapping_GetItemString(config, "unrotated");
+    PyObject *layers = value ? PySequence_Fast(value, "config: unrotated must be a sequence of layers") : NULL;
+    const Py_ssize_t n = layers ? PySequence_Fast_GET_SIZE(layers) : 0;
+    for (Py_ssize_t i = 0; i < n && !PyErr_Occurred(); i++) {
+        const long layer = PyLong_AsLong(PySequence_Fast_GET_ITEM(layers, i));
+        if (layer >= 0 && layer < SKV_MAX_LAYERS)
+            c->unrotated[layer] = true;
+        else if (!PyErr_Occurred())
+            py_config_error(module, "config: unrotated holds layer %ld; allowed: 0 to %d", layer, SKV_MAX_LAYERS - 1);
+    }
+    Py_XDECREF(layers);
+    Py_XDECREF(value);
+    if (PyErr_Occurred()) *failed = 1;
+}
+
 /* The index of config[key] in names; with an exception set, *failed becomes 1. */
 static int named(PyObject *module, PyObject *config, const char *key, const char *const *names, int n, int *failed) {
     PyObject *value = *failed ? NULL : PyMapping_GetItemString(config, key);
@@ -56,12 +73,15 @@ static int read_config(PyObject *module, PyObject *config, skv_config *c) {
     c->mlp_bias = number(config, "mlp_bias", &failed) != 0;
     c->rope_theta = number(config, "rope_theta", &failed);
     c->rope_type = (skv_rope)named(module, config, "rope_type", skv_rope_names, SKV_N_ROPES, &failed);
-    if (c->rope_type != SKV_ROPE_DEFAULT) c->rope_factor = number(config, "rope_factor", &failed);
-    if (c->rope_type == SKV_ROPE_LLAMA3) {
-        c->rope_low_freq_factor = number(config, "rope_low_freq_factor", &failed);
-        c->rope_high_freq_factor = number(config, "rope_high_freq_factor", &failed);
-        c->rope_original_context = number(config, "rope_original_context", &failed);
-    }
+    c->rope_factor = number(config, "rope_factor", &failed);
+    c->rope_original_context = number(config, "rope_original_context", &failed);
+    c->rope_low_freq_factor = number(config, "rope_low_freq_factor", &failed);
+    c->rope_high_freq_factor = number(config, "rope_high_freq_factor", &failed);
+    c->rope_beta_fast = number(config, "rope_beta_fast", &failed);
+    c->rope_beta_slow = number(config, "rope_beta_slow", &failed);
+    c->rope_truncate = number(config, "rope_truncate", &failed) != 0;
+    c->rope_attention_factor = number(config, "rope_attention_factor", &failed);
+    read_unrotated(module, config, c, &failed);
     return failed ? -1 : 0;
 }
 

@@ -140,6 +140,7 @@ static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
     } numbers[] = {{"page", SKV_PAGE},
                    {"max_budget", SKV_MAX_BUDGET},
                    {"max_threads", SKV_MAX_THREADS},
+                   {"max_layers", SKV_MAX_LAYERS},
                    {"max_head_dim", SKV_MAX_HEAD_DIM},
                    {"way", SKV_WAY},
                    {"delimiter", SKV_DELIMITER},
@@ -164,15 +165,17 @@ static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
 }
 
 static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+    PyObject *const truth[] = {Py_False, Py_True};
     PyObject *const biases[] = {[SKV_BIAS_NEVER] = Py_False, [SKV_BIAS_ALWAYS] = Py_True, [SKV_BIAS_CONFIG] = Py_None};
     PyObject *all = PyDict_New();
     int failed = !all;
     for (const skv_family *f = skv_families; !failed && f->name; f++)
         failed = py_set(all, f->name,
-                        Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:N}", "architecture", f->architecture, "qkv_bias",
-                                      biases[f->qkv_bias], "o_bias", biases[f->o_bias], "mlp_bias", biases[f->mlp_bias],
-                                      "qk_norm", f->qk_norm ? Py_True : Py_False, "rope",
-                                      strings(skv_rope_names, SKV_N_ROPES)));
+                        Py_BuildValue("{s:s,s:O,s:O,s:O,s:O,s:O,s:O,s:O,s:d,s:N}", "architecture", f->architecture,
+                                      "qkv_bias", biases[f->qkv_bias], "o_bias", biases[f->o_bias], "mlp_bias",
+                                      biases[f->mlp_bias], "qk_norm", truth[f->qk_norm], "skips_rope",
+                                      truth[f->skips_rope], "slides", truth[f->slides], "tied", truth[f->tied],
+                                      "rope_theta", f->rope_theta, "rope", strings(skv_rope_names, SKV_N_ROPES)));
     if (failed) Py_CLEAR(all);
     return all;
 }

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +26,7 @@ from skipkv.load.safetensors import DTYPE_BYTES, Tensor, map_file
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 # What a repository is asked for: not its second copy of the weights in another format.
@@ -51,6 +53,14 @@ def _read_index(directory: Path) -> dict[str, str]:
             expected = "the name of a .safetensors file beside the index"
             raise CheckpointError(f"{path}: tensor {show(name)}: expected {expected}, found {show(file)}")
     return weight_map
+
+
+def _with_prefix(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model saved without its head calls its tensors by shorter names."""
+    if EMBEDDING in found or EMBEDDING.removeprefix("model.") not in found:
+        return found
+    names = {name: name if name == HEAD else f"model.{name}" for name in found}
+    return {names[name]: replace(tensor, name=names[name]) for name, tensor in found.items()}
 
 
 class Checkpoint(AbstractContextManager):
@@ -92,7 +102,8 @@ class Checkpoint(AbstractContextManager):
         self.generation = read_object(generation) if generation.exists() else {}
         self._maps: dict[Path, mmap.mmap] = {}
         try:
-            found = self._map_files()
+            found = _with_prefix(self._map_files())
+            self._untie(found)
             needed = {name: (shape, matrix) for name, shape, matrix in _skipkv.tensors(self.config.as_dict())}
             self._compare(found, needed)
         except BaseException:
@@ -158,10 +169,21 @@ class Checkpoint(AbstractContextManager):
                 where = f"expected in {show(file)}, found in {show(here) if here else 'no file'}"
                 raise CheckpointError(f"{self.path / INDEX}: tensor {show(name)}: {where}")
         unlisted = [] if weight_map is None else [name for name in found if name not in weight_map]
-        if unlisted:
-            file = found[unlisted[0]].file
-            raise CheckpointError(f"{file}: expected only tensors that {INDEX} lists, found {some(unlisted)}")
-        return found
+        surplus = [name for name in unlisted if not self._is_left_out(name)]
+        if surplus:
+            file = found[surplus[0]].file
+            raise CheckpointError(f"{file}: expected only tensors that {INDEX} lists, found {some(surplus)}")
+        return {name: tensor for name, tensor in found.items() if name not in unlisted}
+
+    def _is_left_out(self, name: str) -> bool:
+        """Old exports store RoPE's frequencies, which follow from the config; a tied head may be stored as well."""
+        return name.endswith(".rotary_emb.inv_freq") or (self.config.tied and name == HEAD)
+
+    def _untie(self, found: Mapping[str, Tensor]) -> None:
+        """A head that is stored and differs from the embedding counts, whatever the config says, as in transformers."""
+        if self.config.tied and HEAD in found and EMBEDDING in found:
+            if not self._equal(found[EMBEDDING], found[HEAD]):
+                self.config = replace(self.config, tied=False)
 
     def _compare(self, found: Mapping[str, Tensor], needed: Mapping[str, tuple[tuple[int, ...], bool]]) -> None:
         for name, (shape, _) in needed.items():
@@ -169,29 +191,20 @@ class Checkpoint(AbstractContextManager):
                 text = f"expected shape {list(shape)}, found {list(found[name].shape)}"
                 raise CheckpointError(f"{found[name].file}: tensor {show(name)}: {text}")
         missing = needed.keys() - found.keys()
-        # Old exports store RoPE's frequencies, which follow from the config; a tied head may be stored a second time.
-        surplus = [name for name in found.keys() - needed.keys() if not name.endswith(".rotary_emb.inv_freq")]
-        if self.config.tied and "lm_head.weight" in surplus:
-            surplus.remove("lm_head.weight")
-            if "model.embed_tokens.weight" in found:
-                self._require_same_head(found["model.embed_tokens.weight"], found["lm_head.weight"])
+        surplus = [name for name in found.keys() - needed.keys() if not self._is_left_out(name)]
         if missing or surplus:
             parts = [f"missing {some(missing)}"] * bool(missing) + [f"surplus {some(surplus)}"] * bool(surplus)
             expected = f"expected the {len(needed)} tensors that {CONFIG} calls for"
             raise CheckpointError(f"{self.path}: {expected}, found {'; '.join(parts)}")
 
-    def _require_same_head(self, embedding: Tensor, head: Tensor) -> None:
-        same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
-        a, b, step = self._bytes(embedding), self._bytes(head), 1 << 24
+    def _equal(self, one: Tensor, other: Tensor) -> bool:
+        same = (one.dtype, one.shape) == (other.dtype, other.shape)
+        a, b, step = self._bytes(one), self._bytes(other), 1 << 24
         for i in range(0, len(a) if same else 0, step):
             same = same and np.array_equal(a[i : i + step], b[i : i + step])
-            self._forget(embedding)
-            self._forget(head)
-        if not same:
-            raise CheckpointError(
-                f"{head.file}: tensor 'lm_head.weight': expected the embedding's bytes, "
-                f"as {CONFIG} ties them (tie_word_embeddings), found a different head"
-            )
+            self._forget(one)
+            self._forget(other)
+        return same
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":

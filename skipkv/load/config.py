@@ -1,7 +1,8 @@
 """config.json → ModelConfig: what the engine computes is taken over, what it does not compute is refused."""
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 from skipkv import _skipkv
 from skipkv.checks import CONSTANTS
 from skipkv.errors import CheckpointError
-from skipkv.load.files import Fields, read_object, show
+from skipkv.load.files import Fields, is_int, read_object, show
 
 # Far above every published model; what exceeds them is a broken file, and refusing it here keeps size arithmetic small.
-# None may exceed what skv_config_check (csrc/families.c) lets through.
+# None may exceed what skv_config_check (csrc/config.c) lets through.
 MAX_HEADS, MAX_HEAD_DIM, MAX_CONTEXT = 1024, CONSTANTS["max_head_dim"], 1 << 24
-SIZES = {"n_layers": ("num_hidden_layers", 1024), "hidden": ("hidden_size", 1 << 17),
+SIZES = {"n_layers": ("num_hidden_layers", CONSTANTS["max_layers"]), "hidden": ("hidden_size", 1 << 17),
          "n_heads": ("num_attention_heads", MAX_HEADS), "ffn": ("intermediate_size", 1 << 20),
          "vocab": ("vocab_size", 1 << 22), "context": ("max_position_embeddings", MAX_CONTEXT)}  # fmt: skip
 BIASES = {"qkv_bias": "attention_bias", "o_bias": "attention_bias", "mlp_bias": "mlp_bias"}  # where a family has both
 ROPE_KEYS = ("rope_type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
-             "original_max_position_embeddings")  # fmt: skip
+             "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+             "mscale_all_dim", "truncate")  # fmt: skip
+# transformers' defaults where config.json leaves out the key
+WINDOW, FIRST_WINDOWED, UNROTATED_EVERY = 4096, 28, 4
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,12 @@ class ModelConfig:
     Attributes
     ----------
     family : str
-        ``"llama"``, ``"qwen2"``, ``"qwen3"``: a row of the engine's table of families.
+        ``"llama"``, ``"mistral"``, ``"qwen2"``, …: a row of the engine's table of families.
     n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab : int
         Sizes; ``n_heads`` is a multiple of ``n_kv_heads`` and ``head_dim`` is even.
     context : int
-        Positions that the model was made for (``max_position_embeddings``).
+        Positions that the model was made for (``max_position_embeddings``; under yarn at least its factor times the
+        original ones).
     norm_eps : float
         Added to the mean square in RMSNorm.
     tied : bool
@@ -41,11 +46,17 @@ class ModelConfig:
     qkv_bias, o_bias, mlp_bias : bool
         Which linear layers add a bias.
     rope_type : str
-        ``"default"``, ``"linear"`` or ``"llama3"``.
-    rope_theta, rope_factor, rope_low_freq_factor, rope_high_freq_factor : float
-        RoPE base and scaling; the factors are neutral (1, 1, 4) where the type does not use them.
+        ``"default"``, ``"linear"``, ``"dynamic"``, ``"llama3"`` or ``"yarn"``.
+    rope_theta, rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_beta_fast, rope_beta_slow : float
+        RoPE base and scaling; neutral where the type does not use them.
     rope_original_context : int
-        Positions before llama3 scaling; ``context`` where the type does not use it.
+        Positions before llama3 or yarn scaling; ``context`` where the type does not use it.
+    rope_truncate : bool
+        yarn's ramp begins and ends at whole pairs.
+    rope_attention_factor : float
+        yarn's factor of rotated queries and keys; 1 elsewhere.
+    unrotated : tuple of int
+        Layers without RoPE.
     """
 
     family: str
@@ -67,7 +78,12 @@ class ModelConfig:
     rope_factor: float = 1.0
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
     rope_original_context: int = 1
+    rope_truncate: bool = True
+    rope_attention_factor: float = 1.0
+    unrotated: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "ModelConfig":
@@ -90,14 +106,26 @@ class ModelConfig:
         head_dim = fields.integer("head_dim", MAX_HEAD_DIM, default=hidden // n_heads)
         if head_dim % 2 or head_dim > MAX_HEAD_DIM:
             fields.fail("head_dim", f"an even integer from 2 to {MAX_HEAD_DIM}", str(head_dim))
-        _refuse_variants(fields, sizes["n_layers"])
+        _refuse_variants(fields)
+        rope = _rope(fields, family, sizes["context"])
+        if rope["rope_type"] == "yarn":  # many files keep the context of before the scaling that a card recommends
+            stretched = int(rope["rope_factor"] * rope["rope_original_context"])
+            sizes["context"] = min(max(sizes["context"], stretched), MAX_CONTEXT)
+        unrotated = _unrotated(fields, sizes["n_layers"]) if family["skips_rope"] else ()
+        _refuse_windows(fields, family, sizes["n_layers"], sizes["context"], unrotated)
         asked = {name: fields.boolean(key) for name, key in BIASES.items()}
         return cls(
             family=name, n_kv_heads=n_kv_heads, head_dim=head_dim, norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1),
-            tied=fields.boolean("tie_word_embeddings"),
+            tied=fields.boolean("tie_word_embeddings", family["tied"]), unrotated=unrotated,
             **{bias: asked[bias] if family[bias] is None else family[bias] for bias in BIASES},
-            **sizes, **_rope(fields, family["rope"], sizes["context"]),
+            **sizes, **rope,
         )  # fmt: skip
+
+    @property
+    def reach(self) -> str:
+        """The context in words, for those who ask for more."""
+        more = ", beyond which 'dynamic' RoPE is not supported" if self.rope_type == "dynamic" else ""
+        return f"the context of {self.context}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as the engine takes them."""
@@ -118,7 +146,7 @@ def _family(fields: Fields) -> tuple[str, Mapping[str, Any]]:
     return name, families[name]
 
 
-def _refuse_variants(fields: Fields, n_layers: int) -> None:
+def _refuse_variants(fields: Fields) -> None:
     """What these architectures can be configured to do and the engine does not."""
     fields.only("hidden_act", "silu")
     fields.only("pretraining_tp", 1)
@@ -128,30 +156,57 @@ def _refuse_variants(fields: Fields, n_layers: int) -> None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         expected = "unquantised weights (F32, F16, BF16)"
         fields.fail("quantization_config", expected, f"quant_method {show(method)}")
-    if fields.boolean("use_sliding_window"):
-        fields.fail("use_sliding_window", "false (sliding windows are not supported)")
-    layers = fields.get("layer_types")
-    if layers is None:
+
+
+def _unrotated(fields: Fields, n_layers: int) -> tuple[int, ...]:
+    """Layers without RoPE: those with 0 in the list, without a list every so many."""
+    listed = fields.get("no_rope_layers")
+    if listed is None:
+        every = fields.integer("no_rope_layer_interval", MAX_CONTEXT, default=UNROTATED_EVERY)
+        return tuple(range(every - 1, n_layers, every))
+    if not isinstance(listed, list) or len(listed) < n_layers or any(not is_int(i) or i not in (0, 1) for i in listed):
+        fields.fail("no_rope_layers", f"a list of 0 or 1 for each of num_hidden_layers = {n_layers}")
+    return tuple(i for i in range(n_layers) if not listed[i])
+
+
+def _refuse_windows(
+    fields: Fields, family: Mapping[str, Any], n_layers: int, context: int, unrotated: Sequence[int]
+) -> None:
+    """A sliding window is refused where a layer has it and it is shorter than the context."""
+    asked, window = family["slides"] or fields.boolean("use_sliding_window"), None
+    absent = None if family["skips_rope"] else WINDOW
+    if asked and fields.values.get("sliding_window", absent) is not None:  # null says that there is none
+        window = fields.integer("sliding_window", 1 << 30, absent)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        first = 0 if family["slides"] else fields.integer("max_window_layers", 1 << 30, FIRST_WINDOWED, low=0)
+        layers = unrotated if family["skips_rope"] else range(first, n_layers)
+        if layers and window is not None and window < context:
+            expected = f"null, or at least the context of {context} (sliding windows are not supported)"
+            fields.fail("sliding_window", expected, str(window))
         return
-    if not isinstance(layers, list) or len(layers) != n_layers:
+    if not isinstance(kinds, list) or len(kinds) != n_layers:
         fields.fail("layer_types", f"a list of num_hidden_layers = {n_layers} names")
-    for kind in layers:
-        if kind != "full_attention":
+    for kind in kinds:
+        if kind != "full_attention" and (kind != "sliding_attention" or window is None or window < context):
             fields.fail("layer_types", "only 'full_attention' (others are not supported)", show(kind))
 
-def _rope(fields: Fields, supported: Iterable[str], context: int) -> dict[str, Any]:
+
+def _rope(fields: Fields, family: Mapping[str, Any], context: int) -> dict[str, Any]:
     """RoPE's parameters from either spelling: rope_theta + rope_scaling, or rope_parameters."""
     rope = _merged_rope(fields)
     scaled = rope.get("factor") is not None  # a factor without a type: nobody can tell what it scales
     kind = "default" if rope.get("rope_type") is None and not scaled else rope.get("rope_type")
-    if not isinstance(kind, str) or kind not in supported:
-        rope.fail("rope_type", f"one of {', '.join(map(repr, supported))}")
+    if not isinstance(kind, str) or kind not in family["rope"]:
+        rope.fail("rope_type", f"one of {', '.join(map(repr, family['rope']))}")
     rope.only("partial_rotary_factor", 1.0)
     result = {
         "rope_type": kind,
-        "rope_theta": rope.number("rope_theta", 1.0, 1e12, default=10000.0),
+        "rope_theta": rope.number("rope_theta", 1.0, 1e12, default=family["rope_theta"]),
         "rope_original_context": context,
     }
+    if kind == "yarn":
+        return result | _yarn(rope, result["rope_theta"], context)
     if kind != "default":
         result["rope_factor"] = rope.number("factor", 1.0, 1e6)
     if kind == "llama3":
@@ -163,10 +218,32 @@ def _rope(fields: Fields, supported: Iterable[str], context: int) -> dict[str, A
     return result
 
 
+def _yarn(rope: Fields, theta: float, context: int) -> dict[str, Any]:
+    """As transformers reads them: 0 counts as absent, and the attention factor follows from the others."""
+    if theta == 1:
+        rope.fail("rope_theta", "more than 1")
+    original = rope.integer("original_max_position_embeddings", MAX_CONTEXT, default=context)
+    factor = rope.number("factor", 1.0, 1e6, default=context / original)
+    mscale, mscale_all_dim = (rope.number(key, 0.0, 1e6, default=0.0) for key in ("mscale", "mscale_all_dim"))
+
+    def scale(by: float) -> float:
+        return 0.1 * by * math.log(max(factor, 1.0)) + 1.0
+
+    usual = scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
+    return {
+        "rope_factor": factor,
+        "rope_original_context": original,
+        "rope_beta_fast": rope.number("beta_fast", 0.0, 1e6, default=0.0) or 32.0,
+        "rope_beta_slow": rope.number("beta_slow", 0.0, 1e6, default=0.0) or 1.0,
+        "rope_truncate": rope.boolean("truncate", True),
+        "rope_attention_factor": rope.number("attention_factor", 1e-6, 1e6, default=usual),
+    }
+
+
 def _merged_rope(fields: Fields) -> Fields:
     # A file may carry both spellings, for old and new readers. They must say the same: nobody can tell which was meant.
-    theta = fields.get("rope_theta")
-    merged = {} if theta is None else {"rope_theta": theta}
+    top = ("rope_theta", "original_max_position_embeddings")
+    merged = {key: fields.get(key) for key in top if fields.get(key) is not None}
     labels: dict[str, str] = {}
     for spelling in ("rope_scaling", "rope_parameters"):
         part = fields.get(spelling)

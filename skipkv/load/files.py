@@ -102,12 +102,12 @@ class Fields:
             found = show(self.get(key)) if key in self.values else "nothing"
         raise CheckpointError(f"{self.path}: {self.labels.get(key, key)}: expected {expected}, found {found}")
 
-    def integer(self, key: str, high: int, default: int | None = None) -> int:
+    def integer(self, key: str, high: int, default: int | None = None, low: int = 1) -> int:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not is_int(value) or not 1 <= value <= high:
-            self.fail(key, f"an integer from 1 to {high}")
+        if not is_int(value) or not low <= value <= high:
+            self.fail(key, f"an integer from {low} to {high}")
         return value
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
@@ -118,11 +118,11 @@ class Fields:
             self.fail(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
-    def boolean(self, key: str) -> bool:
+    def boolean(self, key: str, default: bool = False) -> bool:
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
             self.fail(key, "true or false")
-        return bool(value)
+        return default if value is None else value
 
     def only(self, key: str, expected: object) -> None:
         """The key must be absent or hold the one value that the engine implements."""

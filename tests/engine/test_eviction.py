@@ -47,7 +47,7 @@ def cases(draw, name):
         evict=draw(st.booleans()), allocate=draw(st.sampled_from(["head", "head" if name in spec.SHARED else "layer"])),
     )  # fmt: skip
     return {
-        "method": method, "family": draw(st.sampled_from(["llama", "qwen2", "qwen3"])), "n_kv": n_kv, "group": group,
+        "method": method, "family": draw(st.sampled_from([*harness.FAMILIES])), "n_kv": n_kv, "group": group,
         "cache": draw(st.sampled_from(["f32", "bf16"])), "n_prompt": n_prompt,
         "tokens": harness.sentences_text(n, draw(st.integers(0, 2**32))),
         "sequence": (draw(st.integers(0, 2**40)), draw(st.integers(0, 5))),

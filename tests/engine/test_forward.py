@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from harness import TINY, feed, refused, tiny, tiny_decoder
+from harness import FAMILIES, TINY, VOCAB, build, feed, refused, tiny, tiny_decoder
 
 import skipkv
 from skipkv import _skipkv
@@ -28,6 +28,31 @@ def test_logits_equal_the_reference(core, cache, low, high):
     session = _skipkv.Session(core, cache=cache)
     got = feed(session, session.open(200), TOKENS)
     assert low <= np.abs(got - expected).max() / np.abs(expected).max() <= high
+
+
+ROPES = [
+    {},
+    {"rope_type": "linear", "rope_factor": 3.0},
+    {"rope_type": "dynamic", "rope_factor": 3.0},  # the text is shorter than the context
+    {"rope_type": "llama3", "rope_factor": 8.0, "rope_original_context": 24},
+    {"rope_type": "yarn", "rope_factor": 4.0, "rope_original_context": 20, "rope_attention_factor": 1.3},
+    {"rope_type": "yarn", "rope_factor": 4.0, "rope_original_context": 20, "rope_beta_fast": 2.0,
+     "rope_truncate": False},
+    {"rope_type": "yarn", "rope_factor": 4.0, "rope_original_context": 1, "rope_truncate": False},  # no ramp
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: " ".join(map(str, rope.values())))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_rope_equals_the_reference(family, rope, backend):
+    model, decoder = build(family, variant=backend, head_dim=32, **rope)
+    tokens = TOKENS[:80] % VOCAB
+    expected = decoder.logits(tokens)
+    session, got = _skipkv.Session(model), np.empty_like(expected, np.float32)
+    session.forward(np.array([[session.open(80), 80]], np.int32), tokens, got, True)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+    other = build(family, variant=backend, head_dim=32, rope_type="linear", rope_factor=30.0)[1].logits(tokens)
+    assert np.abs(got - other).max() > 1e-3 * np.abs(expected).max()  # the bound tells one scaling from another
 
 
 def test_a_step_calls_no_allocator_and_pages_come_back(core):

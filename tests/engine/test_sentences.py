@@ -128,7 +128,7 @@ def repeated_text():
 
 
 @pytest.mark.parametrize("protect", ["none", "prompt"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", harness.FAMILIES)
 def test_earlier_copies_of_a_sentence_go_first_and_whole(family, protect, backend):
     tokens, in_prompt, after = repeated_text()
     n, n_prompt, tau = len(tokens), 24, 0.96

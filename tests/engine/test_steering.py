@@ -26,7 +26,7 @@ def test_steering_equals_the_reference(name, data, backend):
         data.draw(st.sampled_from(["think", "generation", "all"])),
     )  # fmt: skip
     n_prompt = data.draw(st.sampled_from([1, 2, n // 3, n - 7, n - 1]))
-    family = data.draw(st.sampled_from(["llama", "qwen2", "qwen3"]))
+    family = data.draw(st.sampled_from([*harness.FAMILIES]))
     method = harness.make(name, budget=data.draw(st.sampled_from([200, 24])), interval=16, window=4, tau=0.9, seed=3)
     step = data.draw(st.sampled_from([1, 512]))
     logits, alphas, state = steered_run(backend, tokens, n_prompt, steering, method, step, family=family)

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import BYTES, LLAMA, QWEN2, QWEN3, check_invariants, pack, random_tensors, read, safetensors, write
+from checkpoints import (
+    BYTES,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    check_invariants,
+    pack,
+    random_tensors,
+    read,
+    safetensors,
+    write,
+)
 from harness import refused
 
 from skipkv import CheckpointError
@@ -21,7 +34,7 @@ INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00002.safetensors
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype, auto", [("F32", "f32"), ("F16", "f32"), ("BF16", "bf16")])
-@pytest.mark.parametrize("base", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("base", [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3], ids=lambda base: base["model_type"])
 def test_what_was_written_is_read(tmp_path, base, dtype, auto, shards):
     tensors = write(tmp_path, base, dtype=dtype, shards=shards)
     with open_checkpoint(tmp_path) as checkpoint:
@@ -67,6 +80,27 @@ def test_a_tied_head_stored_a_second_time_is_left_out(tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     write(tmp_path, tensors=tensors, tie_word_embeddings=True)
     check_invariants(open_checkpoint(tmp_path))
+
+
+def test_tensors_without_the_models_prefix(tmp_path):
+    tensors = write(tmp_path, shards=2)
+    short = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    write(tmp_path, tensors=short, shards=2)
+    checkpoint = open_checkpoint(tmp_path)
+    check_invariants(checkpoint)
+    assert {name: checkpoint.view(name).tobytes() for name in tensors} == {name: t[2] for name, t in tensors.items()}
+
+
+def test_what_the_index_does_not_list_is_left_out_where_it_may_be(tmp_path):
+    tensors = write(tmp_path, tie_word_embeddings=True, shards=2)
+    index = (tmp_path / INDEX).read_text()
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (2,), bytes(8)),
+             "lm_head.weight": ("F32", (40, 16), bytes(2560))}  # fmt: skip
+    write(tmp_path, tensors=tensors | extra, tie_word_embeddings=True, shards=2)
+    (tmp_path / INDEX).write_text(index)
+    with open_checkpoint(tmp_path) as checkpoint:
+        check_invariants(checkpoint)
+        assert checkpoint.config.tied and set(checkpoint.tensors) == set(tensors)
 
 
 def test_symbolic_links_as_in_the_hub_cache(tmp_path):

@@ -1,14 +1,18 @@
 """config.json: what is read, and every way in which it can be wrong, each with its exact sentence."""
 
 import json
+import math
 
 import pytest
-from checkpoints import LLAMA, LLAMA3_ROPE, QWEN2, QWEN3, read, refusal, write
+from checkpoints import LLAMA, LLAMA3_ROPE, MISTRAL, QWEN2, QWEN3, SMOLLM3, read, refusal, write, write_tokenizer
 from harness import refused
 
+import skipkv
 from skipkv import CheckpointError, _skipkv
 
 pytestmark = pytest.mark.sanitize
+
+YARN = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64}
 
 DEEPSEEK_R1_DISTILL_QWEN_1_5B = {
     "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
@@ -25,7 +29,8 @@ def test_deepseek_r1_distill_qwen(tmp_path):
         family="qwen2", n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128, hidden=1536, ffn=8960, vocab=151936,
         context=131072, norm_eps=1e-6, tied=False, qkv_bias=True, o_bias=False, mlp_bias=False, rope_type="default",
         rope_theta=10000.0, rope_factor=1.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-        rope_original_context=131072,
+        rope_beta_fast=32.0, rope_beta_slow=1.0, rope_original_context=131072, rope_truncate=True,
+        rope_attention_factor=1.0, unrotated=(),
     )  # fmt: skip
 
 
@@ -54,12 +59,42 @@ def test_llama3_rope_in_both_spellings(tmp_path, changes):
     ({"attention_bias": True, "mlp_bias": True}, {"qkv_bias": True, "o_bias": True, "mlp_bias": True}),
     ({"hidden_act": None, "model_type": None, "tie_word_embeddings": None}, {"tied": False}),
     ({"layer_types": ["full_attention"] * 2, "use_sliding_window": False, "sliding_window": 64}, {}),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2}}, {"rope_type": "dynamic", "context": 128}),
+    ({"rope_scaling": YARN}, {"rope_factor": 4.0, "rope_original_context": 64, "context": 256, "rope_beta_fast": 32.0,
+                              "rope_attention_factor": 0.1 * math.log(4) + 1, "rope_truncate": True}),
+    ({"rope_parameters": YARN | {"rope_theta": 1e6, "mscale": 2, "mscale_all_dim": 1, "beta_slow": 2},
+      "rope_theta": None},
+     {"rope_theta": 1e6, "rope_beta_slow": 2.0,
+      "rope_attention_factor": (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)}),
+    ({"rope_scaling": {"type": "yarn", "attention_factor": 0.5, "truncate": False, "beta_fast": 0},
+      "original_max_position_embeddings": 32},
+     {"rope_factor": 4.0, "rope_attention_factor": 0.5, "rope_truncate": False, "rope_beta_fast": 32.0}),
+    (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, {"family": "qwen2"}),
+    (QWEN3 | {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}, {"family": "qwen3"}),
+    (QWEN3 | {"use_sliding_window": True, "sliding_window": None}, {"family": "qwen3"}),
+    (MISTRAL, {"family": "mistral", "context": 128}),
+    (MISTRAL | {"sliding_window": 64, "max_position_embeddings": 64}, {"context": 64}),
+    (SMOLLM3 | {"num_hidden_layers": 9, "no_rope_layers": None, "rope_theta": None, "tie_word_embeddings": None},
+     {"unrotated": (3, 7), "rope_theta": 2e6, "tied": True}),
+    (SMOLLM3 | {"no_rope_layers": [0, 1, 0]}, {"unrotated": (0,)}),
     ({"pretraining_tp": 1, "partial_rotary_factor": 1, "dtype": "float32", "nonsense": {}}, {}),
 ])  # fmt: skip
 def test_variants_that_are_read(tmp_path, changes, expected):
     config = read(tmp_path, **changes).as_dict()
     assert {key: config[key] for key in expected} == expected
     _skipkv.tensors(config)
+
+
+def test_dynamic_rope_is_refused_beyond_the_original_context(tmp_path):
+    write(tmp_path, rope_scaling={"type": "dynamic", "factor": 2.0})
+    write_tokenizer(tmp_path, 40)
+    model = skipkv.load(tmp_path, progress=False)
+    reach = "the context of 128, beyond which 'dynamic' RoPE is not supported"
+    with refused(f"prompt 0 has 129 tokens; allowed: up to {reach}"):
+        model.generate([1] * 129)
+    with refused(f"text has 129 tokens; allowed: 1 to {reach}"):
+        model.logits([1] * 129)
+    assert model.generate([1] * 127, max_new_tokens=9, stop_ids=(), progress=False)[0].finish_reason == "context"
 
 
 def test_biases_follow_the_family_where_it_leaves_no_choice(tmp_path):
@@ -69,17 +104,17 @@ def test_biases_follow_the_family_where_it_leaves_no_choice(tmp_path):
     assert (config.qkv_bias, config.o_bias, config.mlp_bias) == (True, True, False)
 
 
-ARCHITECTURES = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+ARCHITECTURES = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM"
 INTEGERS = {
     "num_hidden_layers": 1024, "num_attention_heads": 1024, "num_key_value_heads": 1024, "hidden_size": 131072,
     "intermediate_size": 1048576, "vocab_size": 4194304, "max_position_embeddings": 16777216, "head_dim": 512,
 }  # fmt: skip
-ROPE_TYPES = "one of 'default', 'linear', 'llama3'"
+ROPE_TYPES = "one of 'default', 'linear', 'dynamic', 'llama3', 'yarn'"
 BOOLEAN, FACTOR = "true or false", "a number from 1 to 1e+06"
 ONE_ROPE = "one set of RoPE parameters for all layers"
 NAN, INF = float("nan"), float("inf")
 VALUES = [
-    ("architectures", (None, [], "LlamaForCausalLM", [[]], ["MistralForCausalLM"]), f"one of {ARCHITECTURES}"),
+    ("architectures", (None, [], "LlamaForCausalLM", [[]], ["PhiForCausalLM"]), f"one of {ARCHITECTURES}"),
     ("model_type", ("mistral",), "'llama', which goes with LlamaForCausalLM"),
     ("num_key_value_heads", (3, 8), "a divisor of num_attention_heads = 4"),
     ("hidden_size", (18,), "a multiple of num_attention_heads = 4, as there is no head_dim"),
@@ -92,7 +127,6 @@ VALUES = [
     ("attention_bias", ("no",), BOOLEAN),
     ("mlp_bias", (0.0,), BOOLEAN),
     ("use_sliding_window", (1,), BOOLEAN),
-    ("use_sliding_window", (True,), "false (sliding windows are not supported)"),
     ("layer_types", (["full_attention"],), "a list of num_hidden_layers = 2 names"),
     ("rope_scaling", ("linear",), ONE_ROPE),
     ("rope_parameters", ({"full_attention": {}},), ONE_ROPE),
@@ -105,6 +139,15 @@ VALUES = [
 
 def shown(value):
     return "nothing" if value is None else "true" if value is True else repr(value)
+
+
+def named(base):
+    return {key: base[key] for key in ("architectures", "model_type")}
+
+
+def yarn(**more):
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    return {"rope_parameters": rope | more}
 
 
 def linear(**more):
@@ -120,8 +163,27 @@ BAD_CONFIGS = [({key: v}, key, wanted, shown(v)) for key, values, wanted in VALU
        "unquantised weights (F32, F16, BF16)", f"quant_method {m!r}" if m else "quant_method null")
       for m in ("bitsandbytes", "gptq", "awq", "fp8", "")),
     *((linear(type=kind, factor=2.0), "rope_scaling.type", ROPE_TYPES, repr(kind))
-      for kind in ("yarn", "dynamic", "longrope", "")),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type", ROPE_TYPES, "'yarn'"),
+      for kind in ("longrope", "")),
+    ({"rope_parameters": {"rope_type": "mrope"}}, "rope_parameters.rope_type", ROPE_TYPES, "'mrope'"),
+    *((yarn(**{key: value}), f"rope_parameters.{key}", wanted, shown(value)) for key, value, wanted in (
+        ("factor", 0.5, FACTOR), ("original_max_position_embeddings", 0, "an integer from 1 to 16777216"),
+        ("beta_fast", -1, "a number from 0 to 1e+06"), ("beta_slow", "1", "a number from 0 to 1e+06"),
+        ("mscale", NAN, "a number from 0 to 1e+06"), ("mscale_all_dim", [], "a number from 0 to 1e+06"),
+        ("attention_factor", 0, "a number from 1e-06 to 1e+06"), ("truncate", 1, BOOLEAN))),
+    (yarn(rope_theta=1.0) | {"rope_theta": None}, "rope_parameters.rope_theta", "more than 1", "1.0"),
+    (yarn() | {"original_max_position_embeddings": 16}, "rope_parameters.original_max_position_embeddings",
+     "16 as in original_max_position_embeddings", "32"),
+    *((slides | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding_window",
+       "null, or at least the context of 128 (sliding windows are not supported)", "64")
+      for slides in (named(QWEN2), named(QWEN3), named(MISTRAL), named(SMOLLM3) | {"no_rope_layers": [1, 0]})),
+    (named(MISTRAL) | {"max_position_embeddings": 4097}, "sliding_window",
+     "null, or at least the context of 4097 (sliding windows are not supported)", "4096"),
+    (named(MISTRAL) | {"sliding_window": 0}, "sliding_window", "an integer from 1 to 1073741824", "0"),
+    (named(QWEN2) | {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers",
+     "an integer from 0 to 1073741824", "-1"),
+    *((named(SMOLLM3) | {"no_rope_layers": found}, "no_rope_layers",
+       "a list of 0 or 1 for each of num_hidden_layers = 2", repr(found)) for found in ([1], [1, 2], "10", [1, 1.0])),
+    (named(SMOLLM3) | {"no_rope_layer_interval": 0}, "no_rope_layer_interval", "an integer from 1 to 16777216", "0"),
     ({"rope_scaling": {"rope_type": 3}}, "rope_scaling.rope_type", ROPE_TYPES, "3"),
     ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.rope_type", ROPE_TYPES, "nothing"),
     (linear(), "rope_scaling.factor", FACTOR, "nothing"),

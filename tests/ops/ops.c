@@ -64,7 +64,8 @@ API ops_world *ops_open(const char *variant, int n_threads, const int32_t *shape
                              .n_kv_heads = shape[2],
                              .head_dim = shape[3],
                              .hidden = shape[4],
-                             .rope_theta = 1e4};
+                             .rope_theta = 1e4,
+                             .rope_attention_factor = 1};
     w->inv_freq = skv_alloc(&w->heap, (size_t)shape[3] / 2, sizeof *w->inv_freq);
     skv_config_frequencies(&w->config, w->inv_freq);
     const size_t n_rows = (size_t)shape[6], slots = (size_t)shape[8], n_pages = skv_cache_pages(slots);

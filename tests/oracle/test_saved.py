@@ -26,6 +26,8 @@ WRITTEN = {
     "qwen2": ("Qwen2", dict(use_sliding_window=False, **SLIDING), {"qkv_bias": True, "o_bias": False}),
     "qwen2-tied": ("Qwen2", dict(tie_word_embeddings=True), {"tied": True}),
     "qwen3": ("Qwen3", dict(head_dim=16), {"head_dim": 16, "family": "qwen3"}),
+    "mistral": ("Mistral", dict(head_dim=16, sliding_window=None), {"family": "mistral", "qkv_bias": False}),
+    "smollm3": ("SmolLM3", dict(pad_token_id=0, no_rope_layer_interval=2), {"tied": True, "unrotated": (1,)}),
 }
 FACTORS = {"llama3": 8.0, "linear": 4.0}
 
@@ -51,11 +53,27 @@ def test_what_transformers_saves(tmp_path, case, dtype, size):
                 assert np.array_equal(checkpoint.view(name), raw), name
 
 
-def test_an_active_sliding_window_of_transformers_is_refused(tmp_path):
-    transformers.Qwen2Config(**SIZES, use_sliding_window=True, **SLIDING).save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["Qwen2ForCausalLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert refusal(tmp_path).startswith("DIR/config.json: use_sliding_window: expected false")
-    values["use_sliding_window"] = False
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert refusal(tmp_path).startswith("DIR/config.json: layer_types: expected only 'full_attention'")
+@pytest.mark.parametrize("family, options, refused", [
+    ("Qwen2", dict(use_sliding_window=True, **SLIDING), "layer_types: expected only 'full_attention'"),
+    ("SmolLM3", dict(use_sliding_window=True, sliding_window=64, no_rope_layer_interval=2),
+     "layer_types: expected only 'full_attention'"),
+    ("Mistral", dict(sliding_window=64), "sliding_window: expected null, or at least the context of 128"),
+    ("Mistral", dict(sliding_window=None), ""),
+    ("Mistral", {}, ""),  # 4096, more than the context
+    ("Qwen3", dict(use_sliding_window=True, sliding_window=64, max_window_layers=2), ""),
+    ("Qwen3", dict(use_sliding_window=True, sliding_window=128, max_window_layers=0), ""),
+    ("SmolLM3", dict(use_sliding_window=True, sliding_window=None), ""),
+    ("SmolLM3", dict(sliding_window=64, no_rope_layer_interval=2), ""),
+])  # fmt: skip
+def test_windows_that_slide_are_refused(tmp_path, family, options, refused):
+    getattr(transformers, f"{family}Config")(**SIZES, pad_token_id=0, **options).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": [f"{family}ForCausalLM"]}
+    for kinds in (values.get("layer_types"), None):  # older files have no list of layers
+        (tmp_path / "config.json").write_text(json.dumps(values | {"layer_types": kinds}))
+        found = refusal(tmp_path).removeprefix("DIR/config.json: ")
+        if not refused:
+            assert found == "DIR: expected model.safetensors or model.safetensors.index.json, found neither"
+        elif kinds:
+            assert found.startswith(refused)
+        else:
+            assert found.startswith("sliding_window: expected null, or at least the context of 128 ")

@@ -22,6 +22,7 @@ from skipkv.tiny.problems import draw
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+stored = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.oracle
 
@@ -90,6 +91,13 @@ LINEAR = {"rope_type": "linear", "factor": 2.5}
 # Most of the 300 positions lie beyond the original context, and heads of 32 have pairs in all three bands of frequency.
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 48}  # fmt: skip
+# The last of the 300 positions is four times the original context.
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 75}
+YARN_BETAS = YARN | {"beta_fast": 8.0, "beta_slow": 0.5, "truncate": False}
+YARN_SCALES = YARN | {"mscale": 1.3, "mscale_all_dim": 0.7}
+YARN_ATTENTION = YARN | {"attention_factor": 0.8, "beta_fast": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 3}  # of three layers none
 TIED, BIASES, MLP_BIAS = {"tie_word_embeddings": True}, {"attention_bias": True}, {"mlp_bias": True}
 CASES = {
     # (heads, KV heads, head_dim, hidden), what else the config says, theta, scaling, stored type, sharded, spelling
@@ -105,9 +113,24 @@ CASES = {
     "qwen2-mha-linear": ("qwen2", (3, 3, 32, 96), {}, 1e4, LINEAR, "float32", False, "new"),
     "qwen3-gqa2-wide": ("qwen3", (4, 2, 32, 64), {}, 1e6, DEFAULT, "float32", False, "new"),
     "qwen3-gqa7-tied-biases": ("qwen3", (7, 1, 16, 40), BIASES | TIED, 1e4, DEFAULT, "float16", True, "old"),
+    "llama-yarn": ("llama", (4, 2, 64, 96), {}, 1e4, YARN, "float32", False, "new"),
+    "qwen3-yarn-old": ("qwen3", (4, 2, 128, 64), {}, 1e6, YARN, "bfloat16", False, "old"),
+    "qwen2-yarn-betas": ("qwen2", (4, 1, 32, 64), TIED, 1e6, YARN_BETAS, "bfloat16", False, "new"),
+    "qwen3-yarn-scales": ("qwen3", (7, 1, 64, 56), {}, 1e4, YARN_SCALES, "float32", False, "old"),
+    "llama-yarn-attention": ("llama", (8, 2, 32, 128), {}, 5e5, YARN_ATTENTION, "float32", True, "new"),
+    "llama-dynamic": ("llama", (4, 2, 32, 64), {}, 1e4, DYNAMIC, "float32", False, "new"),
+    "qwen2-dynamic-old": ("qwen2", (4, 4, 16, 64), {}, 1e6, DYNAMIC, "bfloat16", False, "old"),
+    "qwen2-no-layer-slides": ("qwen2", (4, 2, 16, 64), WINDOWED, 1e6, DEFAULT, "float32", False, "new"),
+    "mistral-gqa4-wide": ("mistral", (8, 2, 32, 96), {"sliding_window": None}, 1e9, DEFAULT, "bfloat16", True, "new"),
+    "mistral-long-window": ("mistral", (2, 1, 64, 80), {"sliding_window": 640}, 1e4, DEFAULT, "float32", False, "old"),
+    "smollm3-tied": ("smollm3", (4, 1, 32, 128), TIED | {"no_rope_layer_interval": 2}, 2e6, DEFAULT, "bfloat16", False,
+                     "new"),
+    "smollm3-listed": ("smollm3", (6, 3, 16, 96), BIASES | {"no_rope_layers": [0, 1, 0]}, 5e6, DEFAULT, "float32",
+                       False, "old"),
+    "smollm3-yarn": ("smollm3", (4, 2, 32, 64), MLP_BIAS, 5e4, YARN, "float32", True, "new"),
     "qwen3-mha-128": ("qwen3", (2, 2, 128, 64), {}, 1e6, LLAMA3, "bfloat16", False, "old"),
 }
-FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
 
 
 def save_random(directory, family, shape, options, theta, scaling, stored, sharded, spelling, seed):
@@ -117,7 +140,7 @@ def save_random(directory, family, shape, options, theta, scaling, stored, shard
     config = getattr(transformers, f"{FAMILIES[family]}Config")(
         vocab_size=VOCAB, hidden_size=hidden, intermediate_size=2 * hidden + 8, num_hidden_layers=3, head_dim=head_dim,
         num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
-        **({"tie_word_embeddings": False} | options), **(new if FIVE else old),
+        pad_token_id=0, eos_token_id=None, **({"tie_word_embeddings": False} | options), **(new if FIVE else old),
     )  # fmt: skip
     model = getattr(transformers, f"{FAMILIES[family]}ForCausalLM")(config)
     with torch.no_grad():
@@ -183,6 +206,34 @@ def test_greedy_continuations(saved, greedy, backend):
     outs = model.generate(prompts, max_new_tokens=200, stop_ids=(), cache="f32", progress=False)
     assert [len(out.tokens) for out in outs] == [200, 200]
     assert check_greedy(outs, expected) >= 100  # near ties are too rare to hide behind
+
+
+def with_head(tensors, head):
+    return tensors | {"lm_head.weight": head}
+
+
+def without_prefix(tensors):
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("tied, store, reads_tied", [
+    (True, lambda t, head: t, True),
+    (True, lambda t, head: with_head(t, t["model.embed_tokens.weight"].clone()), True),
+    (True, with_head, False),
+    (True, lambda t, head: without_prefix(t), True),
+    (True, lambda t, head: without_prefix(with_head(t, head)), False),
+    (False, lambda t, head: without_prefix(with_head(t, head)), False),
+], ids=["tied", "same head", "other head", "no prefix", "no prefix, other head", "untied, no prefix"])  # fmt: skip
+def test_heads_and_names_as_transformers_reads_them(tmp_path, tied, store, reads_tied):
+    options = {"tie_word_embeddings": tied}
+    save_random(tmp_path, "llama", (4, 2, 16, 64), options, 1e4, DEFAULT, "float32", False, "new", seed=7)
+    file = tmp_path / "model.safetensors"
+    tensors = {n: t for n, t in stored.load_file(file).items() if n != "lm_head.weight"}
+    stored.save_file(store(tensors, torch.randn(VOCAB, 64)), file, {"format": "pt"})
+    ids = list(range(40))
+    model = skipkv.load(tmp_path, progress=False)
+    assert model.config.tied == reads_tied
+    assert error(model.logits(ids), oracle_logits(oracle_of(tmp_path), ids)) <= RTOL
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""A row's decoder and cache: Llama, Qwen2 and Qwen3 as Hugging Face computes them.
+"""A row's decoder and cache: the families of the Llama kind as Hugging Face computes them.
 
 config is a dict: family, n_layers, n_heads, n_kv_heads, head_dim, hidden, ffn, vocab, context, norm_eps, tied,
-qkv_bias, o_bias, mlp_bias, rope_type ("default", "linear", "llama3"), rope_theta, rope_factor, rope_low_freq_factor,
-rope_high_freq_factor, rope_original_context.
+qkv_bias, o_bias, mlp_bias, rope_type ("default", "linear", "dynamic", "llama3", "yarn"), rope_theta, rope_factor,
+rope_low_freq_factor, rope_high_freq_factor, rope_beta_fast, rope_beta_slow, rope_original_context, rope_truncate,
+rope_attention_factor, unrotated.
 """
 
 from __future__ import annotations
@@ -45,8 +46,19 @@ def rope_frequencies(config: Mapping) -> np.ndarray:
             elif turns <= high:
                 smooth = (turns - low) / (high - low)
                 f = (1 - smooth) * f / factor + smooth * f
-        elif config["rope_type"] != "default":
-            raise ValueError(f"rope_type is {config['rope_type']!r}; allowed are 'default', 'linear' and 'llama3'")
+        elif config["rope_type"] == "yarn":
+            factor, original = config["rope_factor"], config["rope_original_context"]
+            low, high = (
+                d * math.log(original / (2 * math.pi * config["rope_beta_" + k])) / (2 * math.log(config["rope_theta"]))
+                for k in ("fast", "slow")
+            )
+            if config["rope_truncate"]:
+                low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, d - 1)
+            ramp = min(max((i - low) / (high - low if high != low else 0.001), 0), 1)
+            f = ramp * f / factor + (1 - ramp) * f
+        elif config["rope_type"] not in ("default", "dynamic"):  # the latter within the original context
+            raise ValueError(f"rope_type is {config['rope_type']!r}")
         out.append(f)
     return np.array(out)
 
@@ -108,7 +120,7 @@ class Cache:
 
 
 class Decoder:
-    """Llama, Qwen2 and Qwen3 in float64. weights: arrays by Hugging Face name."""
+    """In float64. weights: arrays by Hugging Face name."""
 
     def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]) -> None:
         self.config = dict(config)
@@ -132,7 +144,8 @@ class Decoder:
         if self.qk_norm:
             q = rms_norm(q, self.weights[p + "q_norm.weight"], c["norm_eps"])
             k = rms_norm(k, self.weights[p + "k_norm.weight"], c["norm_eps"])
-        q, k = rotate(q, positions, self.frequencies), rotate(k, positions, self.frequencies)
+        if layer not in c["unrotated"]:
+            q, k = (c["rope_attention_factor"] * rotate(x, positions, self.frequencies) for x in (q, k))
         cache.append(layer, k, v, positions)
         ring = np.concatenate([cache.queries[layer], q.transpose(1, 0, 2)], axis=1)
         cache.queries[layer] = ring[:, max(0, ring.shape[1] - cache.ring) :]
