@@ -68,7 +68,7 @@ def byte_level(pattern, special=(), plain=(), normalizer=None, bos=None, corpus=
 
 
 def merging():
-    """A byte-level BPE that merges the ends of think markers with any neighbour: "4.</think>So" is 4 .< / th ink >S o."""
+    """A byte-level BPE that merges the ends of think markers with any neighbour: ")</think>So" is )< / th ink >S o."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [pair for byte in alphabet for pair in ((byte, "<"), (">", byte))] + [("t", "h"), ("in", "k"), ("i", "n")]
     tokens = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])

@@ -60,7 +60,7 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
     found = []
     blank = blank_lines(ids, model.vocabulary)
     for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():
-        # A blank line belongs to the step that it ends; of a token that a marker begins or ends in, what is no marker.
+        # A blank line belongs to the step that it ends, a marker does not, wherever in a token it begins.
         first, ends = starts[before + 1], starts[1:][blank & (at > before)]
         ends = [*ends[:1], *[begin for begin, end in markers if end > first][:1]]
         text = raw[first : min(ends, default=None)].decode("utf-8", "replace")
