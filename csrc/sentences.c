@@ -9,7 +9,7 @@ bool skv_tracker_init(skv_tracker *t, skv_heap *heap, skv_device *device, const 
     *t =
         (skv_tracker){.heap = heap, .device = device, .vocabulary = vocabulary, .compat = compat, .n_prompt = n_prompt};
     t->width = (hidden + 15) / 16 * 16;
-    for (size_t i = 0; i < SKV_WAY; i++) t->recent[i] = -2; /* equals no id and no −1 */
+    for (size_t i = 0; i < 3; i++) t->recent[i] = -2; /* equals no id and no −1 */
     if (device) t->sum = device->backend->alloc(device, t->width, sizeof *t->sum);
     return !device || t->sum;
 }
@@ -79,17 +79,6 @@ bool skv_tracker_copy(skv_tracker *to, const skv_tracker *from) {
     return true;
 }
 
-/* Whether the newest ids are one of the ways first … first + n − 1. */
-static bool ends_with(const skv_tracker *t, size_t first, size_t n) {
-    for (size_t way = first; way < first + n; way++) {
-        bool same = true;
-        for (size_t i = 0; i < SKV_WAY && same; i++)
-            same = t->vocabulary->ways[way][i] < 0 || t->vocabulary->ways[way][i] == t->recent[i];
-        if (same) return true;
-    }
-    return false;
-}
-
 static bool is_run(const skv_vocabulary *v, int32_t a, int32_t b, int32_t c) {
     const int32_t run[3] = {a, b, c};
     size_t low = 0, high = v->n_runs;
@@ -109,23 +98,31 @@ static bool is_run(const skv_vocabulary *v, int32_t a, int32_t b, int32_t c) {
 /* Whether a marker ends with the newest token, inside the open sentence. */
 static bool ends_marker(const skv_tracker *t, int32_t position) {
     const skv_vocabulary *v = t->vocabulary;
-    const int32_t *id = t->recent + SKV_WAY - 1, length = position - t->first + 1;
+    const int32_t *id = t->recent + 2, length = position - t->first + 1;
     return (v->flags[id[0]] & SKV_MARKER) || (length >= 2 && is_run(v, -1, id[-1], id[0])) ||
            (length >= 3 && is_run(v, id[-2], id[-1], id[0]));
 }
 
-/* Reads <think> and </think>; whether the newest token stands between them. */
+/* Reads <think> and </think> byte by byte, as a tokenizer may merge their ends with any neighbour; whether the newest
+ * token stands between them. A token that completes a marker does not; of several in it the last one decides. */
 static bool read_think(skv_tracker *t) {
+    static const char *const markers[] = {[false] = "</think>", [true] = "<think>"}; /* what makes inside which */
     const skv_vocabulary *v = t->vocabulary;
-    if (ends_with(t, 0, v->n_open)) {
-        t->inside = true;
-        return false;
+    bool completes = false;
+    for (int64_t i = v->starts[t->recent[2]]; i < v->starts[t->recent[2] + 1]; i++) {
+        for (int inside = 0; inside < 2; inside++) {
+            const char *marker = markers[inside];
+            uint8_t *n = t->matched + inside;
+            /* '<' stands at a marker's start only, so a mismatch leaves at most that. */
+            *n = v->bytes[i] == (uint8_t)marker[*n] ? (uint8_t)(*n + 1) : v->bytes[i] == '<';
+            if (marker[*n]) continue;
+            *n = 0;
+            completes = true;
+            t->inside = inside;
+            t->thought |= !inside;
+        }
     }
-    if (ends_with(t, v->n_open, v->n_close)) {
-        t->inside = false;
-        t->thought = true;
-        return false;
-    }
+    if (completes) return false;
     t->n_thinking += t->inside;
     t->n_answer += t->thought && !t->inside;
     return t->inside;
@@ -154,7 +151,7 @@ static void close_sentence(skv_tracker *t, int32_t position, bool inside, skv_to
 
 /* Whether the newest token ends a blank line. */
 static bool is_paragraph(const skv_tracker *t) {
-    const int32_t *id = t->recent + SKV_WAY - 1;
+    const int32_t *id = t->recent + 2;
     const uint8_t *flags = t->vocabulary->flags;
     if (flags[id[0]] & SKV_PARAGRAPH) return true;
     bool newline[3];
@@ -179,11 +176,10 @@ skv_token skv_tracker_read(skv_tracker *t, const skv_steering *steering, int32_t
     const skv_vocabulary *v = t->vocabulary;
     const int32_t position = t->n_tokens++;
     skv_token token = {.id = id, .mark = SKV_MARK_NONE};
-    memmove(t->recent, t->recent + 1, (SKV_WAY - 1) * sizeof *t->recent);
-    t->recent[SKV_WAY - 1] = id;
-    const bool inside = read_think(t);
     if (!v->flags) return token;
 
+    t->recent[0] = t->recent[1], t->recent[1] = t->recent[2], t->recent[2] = id;
+    const bool inside = read_think(t);
     const bool only_first = t->compat & SKV_COMPAT_PROMPT_MARKER && position < t->n_prompt;
     if (ends_marker(t, position) && !(only_first && t->prompt_marked)) {
         t->marked = true;
@@ -241,14 +237,18 @@ skv_sentence skv_tracker_sentence(const skv_tracker *t, size_t i) {
 }
 
 skv_status skv_segment(const skv_vocabulary *vocabulary, unsigned compat, const int32_t *ids, size_t n,
-                       int32_t n_prompt, skv_sentence *sentences, size_t *n_sentences, skv_error *error) {
+                       int32_t n_prompt, skv_sentence *sentences, size_t *n_sentences, bool *inside, skv_error *error) {
     skv_tracker t;
     skv_heap heap = {0};
     const skv_steering none = {0};
     skv_tracker_init(&t, &heap, NULL, vocabulary, compat, 1, n_prompt);
     skv_status status = SKV_OK;
     if (skv_tracker_reserve(&t, n))
-        for (size_t i = 0; i < n; i++) skv_tracker_read(&t, &none, ids[i]);
+        for (size_t i = 0; i < n; i++) {
+            const int32_t before = t.n_thinking;
+            skv_tracker_read(&t, &none, ids[i]);
+            inside[i] = t.n_thinking > before;
+        }
     else
         status = skv_fail(error, SKV_CAPACITY, "out of memory for the sentences of %zu tokens", n);
     *n_sentences = t.n_sentences;
@@ -260,7 +260,8 @@ skv_status skv_segment(const skv_vocabulary *vocabulary, unsigned compat, const 
 skv_status skv_flag_repeats(const float *vectors, size_t n, size_t width, float tau, unsigned compat, float *lambda,
                             skv_error *error) {
     static const uint8_t flags[1] = {SKV_DELIMITER};
-    const skv_vocabulary vocabulary = {.flags = flags};
+    static const int64_t starts[2] = {0};
+    const skv_vocabulary vocabulary = {.flags = flags, .starts = starts};
     const skv_config config = {.n_heads = 1, .n_kv_heads = 1, .head_dim = 2, .hidden = (int32_t)width};
     const float inv_freq = 0;
     const skv_workload work = {.config = &config, .inv_freq = &inv_freq, .n_rows = 1, .n_tokens = 1};

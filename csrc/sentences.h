@@ -20,9 +20,10 @@ typedef struct skv_tracker {
     unsigned compat;
     size_t width; /* of a vector: hidden rounded up to 16 */
     int32_t n_tokens, n_prompt;
-    int32_t first;           /* position of the open sentence's first token */
-    int32_t n_open;          /* tokens summed for it */
-    int32_t recent[SKV_WAY]; /* ids, the newest last */
+    int32_t first;      /* position of the open sentence's first token */
+    int32_t n_open;     /* tokens summed for it */
+    int32_t recent[3];  /* ids, the newest last */
+    uint8_t matched[2]; /* bytes of </think>, of <think> that the text ends with */
     bool after_delimiter, marked, prompt_marked, inside;
     int32_t n_thoughts, n_thoughts_on_grid; /* N_o */
     int32_t n_thinking;                     /* tokens inside <think> … </think> */

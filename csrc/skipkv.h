@@ -25,15 +25,13 @@ enum {
     SKV_NEWLINE = 8, /* a lone "\n" of a tokenizer that writes "\n\n" as two tokens: the second one is the blank line */
 };
 
-/* Longest way to write <think> or </think>, in tokens. */
-enum { SKV_WAY = 8 };
-
 /* Arrays of the caller's, which outlive the session. */
 typedef struct skv_vocabulary {
-    const uint8_t *flags;           /* [vocab], or NULL: no sentence ever ends */
-    const int32_t (*runs)[3];       /* [n_runs, 3] markers of two tokens (the first is −1) or three; ascending */
-    const int32_t (*ways)[SKV_WAY]; /* [n_open + n_close, SKV_WAY] ids of <think>, then of </think>; −1 before */
-    size_t n_runs, n_open, n_close;
+    const uint8_t *flags;     /* [vocab], or NULL: no sentence ever ends, nothing is thinking */
+    const int32_t (*runs)[3]; /* [n_runs, 3] markers of two tokens (the first is −1) or three; ascending */
+    size_t n_runs;
+    const uint8_t *bytes;  /* the tokens' text, one behind the other */
+    const int64_t *starts; /* [vocab + 1] of each token in bytes */
 } skv_vocabulary;
 
 /* A finished sentence. */
@@ -201,9 +199,10 @@ typedef struct skv_selection {
 /* selections [n_kv_heads], with room for what they hold; method->budgets [n_kv_heads]. */
 skv_status skv_select(const skv_method *method, const skv_slots *slots, skv_selection *selections, skv_error *error);
 
-/* The sentences of a text (METHOD.md §4): sentences [n], *n_sentences of them. */
+/* The sentences of a text (METHOD.md §4): sentences [n], *n_sentences of them. inside [n]: which tokens stand between
+ * <think> and </think>; one that completes a marker does not. */
 skv_status skv_segment(const skv_vocabulary *vocabulary, unsigned compat, const int32_t *ids, size_t n,
-                       int32_t n_prompt, skv_sentence *sentences, size_t *n_sentences, skv_error *error);
+                       int32_t n_prompt, skv_sentence *sentences, size_t *n_sentences, bool *inside, skv_error *error);
 
 /* λ [n] of sentences with these vectors [n, width]. */
 skv_status skv_flag_repeats(const float *vectors, size_t n, size_t width, float tau, unsigned compat, float *lambda,

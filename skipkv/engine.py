@@ -119,10 +119,10 @@ class Engine:
         return self.tokenizer.encode("</think>", add_special_tokens=False) if self.tokenizer else []
 
     def _vocabulary_for(self, method: Method) -> tuple | None:
-        """Delimiters, markers and think markers, those of the released code under compat="official"."""
+        """See `skipkv.sentences.vocabulary`; delimiters and markers of the released code under compat="official"."""
         kind = "official" if method.compat == "official" else "auto"
         if self.tokenizer and kind not in self._vocabularies:
-            self._vocabularies[kind] = sentences.vocabulary(self.tokenizer, self.config.vocab, kind, kind)
+            self._vocabularies[kind] = sentences.vocabulary(self.tokenizer, kind, kind)
         return self._vocabularies.get(kind)
 
     @property

@@ -19,15 +19,13 @@ MARKERS = ("Wait", "Alternatively", "again")
 SPELLINGS = {*MARKERS, *(marker.lower() for marker in MARKERS)}
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
 DELIMITER, MARKER, PARAGRAPH, NEWLINE = (CONSTANTS[name] for name in ("delimiter", "marker", "paragraph", "newline"))
-WAY = CONSTANTS["way"]  # longest way to write <think>, in tokens
-AROUND = ("", " ", "\n", "\n\n")  # what may stand before or after <think> and be merged with it
 
 Ids = str | Collection[int]
 
 
 @dataclass(frozen=True, eq=False)
 class Sentences:
-    """Finished sentences of a text.
+    """Finished sentences of a text, and where it thinks.
 
     Attributes
     ----------
@@ -37,11 +35,14 @@ class Sentences:
         1: non-execution (re-checking), 0: execution.
     closed : int32 [n]
         Position of the delimiter that closed it; later delimiters only extend the span.
+    inside : bool [T]
+        Which tokens of the text stand between ``<think>`` and ``</think>``; one that completes a marker does not.
     """
 
     spans: np.ndarray
     labels: np.ndarray
     closed: np.ndarray
+    inside: np.ndarray
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -95,19 +96,9 @@ def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "aut
     return flags, np.array(sorted(runs), np.int32).reshape(-1, 3)
 
 
-def ways_to_write(tokenizer: Tokenizer, marker: str) -> set[tuple[int, ...]]:
-    """Sequences of ids whose text holds the marker: tokenizers merge its last characters with what follows."""
-    texts = tokenizer.token_texts
-    found = set()
-    for before, after in product(AROUND, AROUND):
-        ids = tokenizer.encode(before + marker + after, add_special_tokens=False)
-        pieces = [texts[i] for i in ids]
-        for end in range(1, len(ids) + 1):
-            if marker in "".join(pieces[:end]):
-                first = max(i for i in range(end) if marker in "".join(pieces[i:end]))
-                found.add(tuple(ids[first:end]))
-                break
-    return {way for way in found if len(way) <= WAY}
+def joined(pieces: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes one behind the other (uint8), and where each of them starts (int64 [n + 1])."""
+    return np.frombuffer(b"".join(pieces), np.uint8), np.cumsum([0, *map(len, pieces)], dtype=np.int64)
 
 
 def official_ids(tokenizer: Tokenizer) -> tuple[set[int], ...]:
@@ -116,12 +107,12 @@ def official_ids(tokenizer: Tokenizer) -> tuple[set[int], ...]:
     return tuple({tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts} for texts in wanted)
 
 
-def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
-    """The core's view of a tokenizer: (flags [vocab], marker runs [n, 3], think markers [n, 8], how many open).
+def vocabulary(tokenizer: Tokenizer, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
+    """The core's view of a tokenizer: (flags [vocab], marker runs [n, 3], the tokens' bytes, their starts [vocab + 1]).
 
     delimiters, markers : "auto", "official" (the released code's) or ids.
     """
-    texts = (tokenizer.token_texts + [""] * vocab)[:vocab]
+    texts = tokenizer.token_texts
     if isinstance(delimiters, str) and delimiters == "official":
         delimiters = official_ids(tokenizer)[0]
     if isinstance(markers, str) and markers == "official":
@@ -130,11 +121,7 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
     if not any("\n\n" in texts[i] for i in tokenizer.encode("a.\n\nb", add_special_tokens=False)):
         # This tokenizer writes a blank line as two tokens; the second one counts as it.
         flags[[i for i, text in enumerate(texts) if text == "\n"]] |= NEWLINE
-    opening, closing = (sorted(ways_to_write(tokenizer, marker)) for marker in ("<think>", "</think>"))
-    ways = np.full((len(opening) + len(closing), WAY), -1, np.int32)
-    for row, way in zip(ways, opening + closing, strict=True):
-        row[WAY - len(way) :] = way
-    return flags, runs, ways, len(opening)
+    return flags, runs, *joined(tokenizer.token_bytes)
 
 
 def blank_lines(ids: Sequence[int], vocabulary: tuple) -> np.ndarray:
@@ -144,27 +131,9 @@ def blank_lines(ids: Sequence[int], vocabulary: tuple) -> np.ndarray:
     return ((flags & PARAGRAPH) > 0) | (newline[2:] & newline[1:-1] & ~newline[:-2])
 
 
-def thinking(ids: Sequence[int], vocabulary: tuple, begun: bool = False) -> tuple[np.ndarray, bool]:
-    """Which tokens stand between ``<think>`` and ``</think>`` (bool [T]), and whether any ``<think>`` was there.
-
-    The markers themselves, all tokens of them, are outside.
-
-    begun: as if the text began inside.
-    """
-    _, _, ways, n_open = vocabulary
-    inside, opened, now = np.zeros(len(ids), bool), False, begun
-    recent = np.full(WAY, -2, np.int64)  # equals no id
-    for t, token in enumerate(ids):
-        recent = np.append(recent[1:], token)
-        ends = ((ways == recent) | (ways < 0)).all(1)
-        if ends[:n_open].any():
-            now = opened = True
-        elif ends[n_open:].any():
-            now = False
-            inside[max(0, t + 1 - (ways[n_open:][ends[n_open:]] >= 0).sum(1).min()) : t] = False
-        else:
-            inside[t] = now
-    return inside, opened
+def thinking(ids: Sequence[int], vocabulary: tuple) -> np.ndarray:
+    """Which tokens stand between ``<think>`` and ``</think>`` (bool [T]); one that completes a marker does not."""
+    return _skipkv.segment(np.asarray(ids, np.int32), vocabulary, len(vocabulary[0]), 0, 0)[3]
 
 
 def segment(
@@ -177,7 +146,7 @@ def segment(
     ----------
     ids : sequence of int [T]
     texts : sequence of str [T]
-        Text of each token.
+        Text of each token; ``<think>`` and ``</think>`` are found wherever their characters stand.
     delimiters, markers : "auto" or ids
         What ends a sentence; what makes it one of re-checking.
     n_prompt : int
@@ -203,9 +172,9 @@ def segment(
         chosen = {int(i) for i in value}
         return [kind for (token, _), kind in kinds.items() if token in chosen]
 
-    flags, runs = classify([text for _, text in kinds] or [""], mapped(delimiters), mapped(markers))
-    none = np.zeros((0, WAY), np.int32)
-    return Sentences(*_skipkv.segment(own, (flags, runs, none, 0), len(flags), n_prompt, compat_bits("full", compat)))
+    known = [text for _, text in kinds] or [""]
+    words = *classify(known, mapped(delimiters), mapped(markers)), *joined([t.encode(errors="replace") for t in known])
+    return Sentences(*_skipkv.segment(own, words, len(known), n_prompt, compat_bits("full", compat)))
 
 
 def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str] | None = None) -> np.ndarray:

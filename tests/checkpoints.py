@@ -70,6 +70,16 @@ def byte_level(pattern, special=(), plain=(), normalizer=None, bos=None, corpus=
     return result
 
 
+def merging():
+    """A byte-level BPE that merges the ends of think markers with any neighbour: ")</think>So" is )< / th ink >S o."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [pair for byte in alphabet for pair in ((byte, "<"), (">", byte))] + [("t", "h"), ("in", "k"), ("i", "n")]
+    tokens = dict.fromkeys([*alphabet, *("".join(pair) for pair in merges)])
+    result = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    result.pre_tokenizer, result.decoder = pre_tokenizers.ByteLevel(False, use_regex=False), decoders.ByteLevel()
+    return result
+
+
 def write_tokenizer(directory, n):
     """A tokenizer.json of n words."""
     words = {"<unk>": 0} | {f"w{i}": i for i in range(1, n)}

@@ -20,7 +20,7 @@ import skipkv
 from skipkv import ConfigError, _skipkv, methods
 from skipkv.load.checkpoint import open_checkpoint
 from skipkv.methods import CLASSES, Custom
-from skipkv.sentences import WAY, classify
+from skipkv.sentences import classify, joined
 
 VARIANTS = [name for name, runs in _skipkv.variants().items() if runs]
 EVICTING = [name for name, row in methods.TABLE.items() if row["needs"] & methods.COMPACTS]
@@ -53,13 +53,9 @@ THINK = tuple(
 )
 
 
-def vocabulary(texts=TEXTS, think=THINK, delimiters="auto", markers="auto"):
-    """The core's view: (flags, marker runs, think markers, how many open)."""
-    flags, runs = classify(texts, delimiters, markers)
-    ways = np.full((len(think[0]) + len(think[1]), WAY), -1, np.int32)
-    for row, way in zip(ways, [*think[0], *think[1]], strict=True):
-        row[WAY - len(way) :] = way
-    return flags, runs, ways, len(think[0])
+def vocabulary(texts=TEXTS, delimiters="auto", markers="auto"):
+    """The core's view: (flags, marker runs, the tokens' bytes, their starts)."""
+    return *classify(texts, delimiters, markers), *joined([text.encode() for text in texts])
 
 
 FAMILIES = _skipkv.families()
@@ -254,7 +250,7 @@ class Watched(spec.Row):
 
 def reference_run(decoder, method, tokens, n_prompt, steering=None, **row):
     """Logits [n, vocab] and the row."""
-    options = {"texts": TEXTS, "think": THINK, "seed": getattr(method, "seed", 0), "make": Watched} | row
+    options = {"texts": TEXTS, "seed": getattr(method, "seed", 0), "make": Watched} | row
     return spec.replay(decoder, tokens, n_prompt, as_reference(method, shape_of(decoder)), steering, **options)
 
 

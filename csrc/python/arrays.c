@@ -186,7 +186,7 @@ PyObject *py_segment(PyObject *module, PyObject *args) {
     skv_error error;
     skv_sentence *sentences = NULL;
     PyArrayObject *ids = py_array(module, ids_object, "ids", NPY_INT32, 1, (npy_intp[]){-1});
-    PyArrayObject *spans = NULL, *labels = NULL, *closed = NULL;
+    PyArrayObject *spans = NULL, *labels = NULL, *closed = NULL, *inside = NULL;
     if (!ids || py_vocabulary(module, tuple, &vocabulary, vocab, &held)) goto cleanup;
     const npy_intp n = PyArray_SIZE(ids);
     const int32_t *id = PyArray_DATA(ids);
@@ -196,11 +196,12 @@ PyObject *py_segment(PyObject *module, PyObject *args) {
             goto cleanup;
         }
     size_t found = 0;
+    if (!(inside = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_BOOL))) goto cleanup;
     if (!(sentences = PyMem_Calloc((size_t)n + 1, sizeof *sentences))) {
         PyErr_NoMemory();
         goto cleanup;
     }
-    if (skv_segment(&vocabulary, compat, id, (size_t)n, n_prompt, sentences, &found, &error)) {
+    if (skv_segment(&vocabulary, compat, id, (size_t)n, n_prompt, sentences, &found, PyArray_DATA(inside), &error)) {
         py_raise(module, &error);
         goto cleanup;
     }
@@ -215,7 +216,7 @@ PyObject *py_segment(PyObject *module, PyObject *args) {
         *(int32_t *)PyArray_GETPTR1(labels, i) = sentences[i].thought;
         *(int32_t *)PyArray_GETPTR1(closed, i) = sentences[i].closed;
     }
-    result = PyTuple_Pack(3, spans, labels, closed);
+    result = PyTuple_Pack(4, spans, labels, closed, inside);
 cleanup:
     PyMem_Free(sentences);
     Py_XDECREF(ids);
@@ -223,6 +224,7 @@ cleanup:
     Py_XDECREF(spans);
     Py_XDECREF(labels);
     Py_XDECREF(closed);
+    Py_XDECREF(inside);
     return result;
 }
 

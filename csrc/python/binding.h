@@ -68,7 +68,7 @@ typedef struct py_custom {
 
 int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *custom, PyObject **held);
 
-/* (flags uint8 [vocab], runs int32 [n, 3], ways int32 [n_ways, SKV_WAY], n_open) or None; held as above. */
+/* (flags uint8 [vocab], runs int32 [n, 3], bytes uint8 [n_bytes], starts int64 [vocab + 1]) or None; held as above. */
 int py_vocabulary(PyObject *module, PyObject *tuple, skv_vocabulary *vocabulary, npy_intp vocab, PyObject **held);
 
 /* Functions on arrays (arrays.c). */

@@ -139,28 +139,36 @@ int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *c
     return 0;
 }
 
+/* Whether starts [n + 1] part n_bytes bytes among n tokens. */
+static bool are_starts(const int64_t *starts, npy_intp n, npy_intp n_bytes) {
+    bool ascend = starts[0] == 0 && starts[n] == n_bytes;
+    for (npy_intp i = 0; i < n; i++) ascend &= starts[i] <= starts[i + 1];
+    return ascend;
+}
+
 int py_vocabulary(PyObject *module, PyObject *tuple, skv_vocabulary *v, npy_intp vocab, PyObject **held) {
     *v = (skv_vocabulary){0};
     if (tuple == Py_None) return 0;
-    PyObject *flags, *runs, *ways;
-    int n_open;
-    if (!PyArg_ParseTuple(tuple, "OOOi", &flags, &runs, &ways, &n_open)) return -1;
+    PyObject *flags, *runs, *bytes, *starts;
+    if (!PyArg_ParseTuple(tuple, "OOOO", &flags, &runs, &bytes, &starts)) return -1;
     PyArrayObject *f = py_array(module, flags, "vocabulary flags", NPY_UINT8, 1, (npy_intp[]){vocab});
     PyArrayObject *r = f ? py_array(module, runs, "marker runs", NPY_INT32, 2, (npy_intp[]){-1, 3}) : NULL;
-    PyArrayObject *w = r ? py_array(module, ways, "think markers", NPY_INT32, 2, (npy_intp[]){-1, SKV_WAY}) : NULL;
-    if (w && n_open >= 0 && n_open <= PyArray_DIM(w, 0)) {
+    PyArrayObject *b = r ? py_array(module, bytes, "tokens' bytes", NPY_UINT8, 1, (npy_intp[]){-1}) : NULL;
+    PyArrayObject *s = b ? py_array(module, starts, "tokens' starts", NPY_INT64, 1, (npy_intp[]){vocab + 1}) : NULL;
+    if (s && are_starts(PyArray_DATA(s), vocab, PyArray_SIZE(b))) {
         v->flags = PyArray_DATA(f);
         v->runs = (const int32_t(*)[3])PyArray_DATA(r);
-        v->ways = (const int32_t(*)[SKV_WAY])PyArray_DATA(w);
         v->n_runs = (size_t)PyArray_DIM(r, 0);
-        v->n_open = (size_t)n_open;
-        v->n_close = (size_t)PyArray_DIM(w, 0) - (size_t)n_open;
-        *held = PyTuple_Pack(3, f, r, w);
-    } else if (w) {
-        py_config_error(module, "%d think markers open; allowed: 0 to %zd", n_open, (Py_ssize_t)PyArray_DIM(w, 0));
+        v->bytes = PyArray_DATA(b);
+        v->starts = PyArray_DATA(s);
+        *held = PyTuple_Pack(4, f, r, b, s);
+    } else if (s) {
+        py_config_error(module, "tokens' starts: expected from 0 to %zd, ascending; found others",
+                        (Py_ssize_t)PyArray_SIZE(b));
     }
     Py_XDECREF(f);
     Py_XDECREF(r);
-    Py_XDECREF(w);
+    Py_XDECREF(b);
+    Py_XDECREF(s);
     return *held ? 0 : -1;
 }

@@ -142,7 +142,6 @@ static PyObject *constants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unus
                    {"max_threads", SKV_MAX_THREADS},
                    {"max_layers", SKV_MAX_LAYERS},
                    {"max_head_dim", SKV_MAX_HEAD_DIM},
-                   {"way", SKV_WAY},
                    {"delimiter", SKV_DELIMITER},
                    {"marker", SKV_MARKER},
                    {"paragraph", SKV_PARAGRAPH},
@@ -206,7 +205,7 @@ static PyMethodDef methods[] = {
      "method_needs(method) -> int: what it is and needs, bits of constants()."},
     {"select", (PyCFunction)(void (*)(void))py_select, METH_VARARGS | METH_KEYWORDS,
      "select(method, keys, queries, positions, penalties, sums, prompt, sequence, layer): see skipkv.select."},
-    {"segment", py_segment, METH_VARARGS, "segment(ids, vocabulary, n_prompt, compat): see skipkv.segment."},
+    {"segment", py_segment, METH_VARARGS, "segment(ids, vocabulary, vocab, n_prompt, compat): see skipkv.segment."},
     {"flag_repeats", py_flag_repeats, METH_VARARGS, "flag_repeats(vectors, tau, compat): see skipkv.flag_repeats."},
     {0},
 };

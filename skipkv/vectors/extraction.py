@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from skipkv.errors import ConfigError
 from skipkv.model import Model
-from skipkv.sentences import blank_lines, thinking
+from skipkv.sentences import blank_lines, joined, thinking
 from skipkv.steering import save_vectors
 
 LABELS = ("execution", "reflection", "transition")
@@ -22,6 +22,7 @@ REFLECTION = re.compile(r"^\s*wait|verify|make sure|hold on|think again|'s (in)?
 TRANSITION = re.compile(
     r"^\s*alternatively|think differently|another (way|approach|method|solution|strategy|technique)"
 )
+THINK = re.compile(rb"</?think>")
 EXAMPLES = 3  # kept of each label
 
 
@@ -49,20 +50,20 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
     ids : sequence of int [T]
     n_prompt : int
     """
-    pieces = [model.tokenizer.token_bytes[i] for i in ids]
-    inside, opened = thinking(ids, model.vocabulary)
-    if not opened:
-        ends = np.flatnonzero(thinking(ids, model.vocabulary, begun=True)[0] == 0)
-        end = next((int(e) for e in ends if e >= n_prompt), len(ids))
-        inside = np.zeros(len(ids), bool)
-        inside[n_prompt:end] = True
+    joint, starts = joined([model.tokenizer.token_bytes[i] for i in ids])
+    raw, at = joint.tobytes(), np.arange(len(ids))
+    markers = [marker.span() for marker in THINK.finditer(raw)]
+    if b"<think>" in raw:
+        inside = thinking(ids, model.vocabulary)
+    else:
+        inside = (at >= n_prompt) & (starts[1:] < (markers[0][1] if markers else np.inf))
     found = []
     blank = blank_lines(ids, model.vocabulary)
     for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():
-        ends = np.flatnonzero(blank[before + 1 :] | ~inside[before + 1 :])  # a blank line belongs to its step
-        end = len(ids) if not len(ends) else before + 1 + int(ends[0])
-        last = end + 1 if end < len(ids) and inside[end] else end
-        text = b"".join(pieces[before + 1 : last]).decode("utf-8", "replace")
+        # A blank line belongs to the step that it ends, a marker does not, wherever in a token it begins.
+        first, ends = starts[before + 1], starts[1:][blank & (at > before)]
+        ends = [*ends[:1], *[begin for begin, end in markers if end > first][:1]]
+        text = raw[first : min(ends, default=None)].decode("utf-8", "replace")
         if text.strip():
             found.append(Step(text, before))
     return found

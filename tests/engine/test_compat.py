@@ -4,7 +4,7 @@ import harness
 import numpy as np
 import pytest
 import spec
-from harness import BLANK, CLOSE, LINE, OPEN, TEXTS, THINK, VECTOR, WAIT, WORDS, steered_run, thinking_text
+from harness import BLANK, CLOSE, LINE, OPEN, TEXTS, VECTOR, WAIT, WORDS, steered_run, thinking_text
 from spec import Steering
 
 from skipkv import Custom
@@ -33,7 +33,7 @@ def test_compat_thoughts_on_grid_lags(name, backend):
     lagging = 0
     for position, alpha in alphas.items():
         last = max(t for t in grid if t <= position)  # N_o is that of tokens 0 … last − 1
-        assert alpha == 1 + 0.125 * spec.count_thoughts(tokens[:last], texts[:last], THINK)
+        assert alpha == 1 + 0.125 * spec.count_thoughts(tokens[:last], texts[:last])
         lagging += alpha != compat_alphas(backend, tokens, n_prompt, None, interval=interval, name=name)[position]
     assert len(alphas) > 10 and lagging > 3
 

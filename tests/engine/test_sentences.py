@@ -48,7 +48,9 @@ def check_sentences(session, row, expected, method):
     state = session.state(row)
     assert state["sentences"] == len(flags) and state["flagged"] == (flags > 0).sum()
     assert state["thoughts"] == expected.thoughts()
-    assert state["thinking_tokens"] == spec.inside_think(expected.ids, THINK).sum()
+    states = spec.think_states([TEXTS[i] for i in expected.ids])
+    for name, where in (("thinking_tokens", "inside"), ("answer_tokens", "after")):
+        assert state[name] == (states == where).sum()
     assert state["repeating"] == repeating
     return state
 

@@ -55,18 +55,8 @@ def tokenizer(request):
     return request.getfixturevalue(request.param)
 
 
-def test_think_markers_are_found_however_they_are_merged(tokenizer):
-    vocabulary = sentences.vocabulary(tokenizer, 49152)
-    for before, after in (("", "\n"), ("\n", ""), (" ", "\n\n"), ("a", "b")):
-        ids = tokenizer.encode(f"x{before}<think>{after}one two{before}</think>{after}y", add_special_tokens=False)
-        inside, opened = sentences.thinking(ids, vocabulary)
-        assert opened
-        shown = tokenizer.decode([i for i, now in zip(ids, inside, strict=True) if now])
-        assert "one two" in shown.replace("bone", "one") and "y" not in shown and "x" not in shown
-
-
 def test_delimiters_and_markers_of_a_vocabulary(tokenizer):
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152)
+    flags, runs, _, _ = sentences.vocabulary(tokenizer)
     texts = tokenizer.token_texts
     delimiters = [texts[i] for i in np.flatnonzero(flags & sentences.DELIMITER)]
     assert delimiters and all(text.endswith("\n") and not text.rstrip().endswith(":") for text in delimiters)
@@ -80,25 +70,23 @@ def test_delimiters_and_markers_of_a_vocabulary(tokenizer):
 def test_official_sets_are_the_last_ids(tokenizer):
     delimiters, markers = sentences.official_ids(tokenizer)
     assert delimiters == {tokenizer.encode(s, add_special_tokens=False)[-1] for s in sentences.OFFICIAL_DELIMITERS}
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, 49152, "official", "official")
+    flags, runs, _, _ = sentences.vocabulary(tokenizer, "official", "official")
     assert set(np.flatnonzero(flags & sentences.DELIMITER)) == delimiters and len(runs) == 0
     assert set(np.flatnonzero(flags & sentences.MARKER)) == markers
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the recorded traces beside the repository")
 def test_spans_and_labels_of_real_traces(tokenizer):
-    vocab = len(tokenizer.token_texts)
-    flags, runs, _, _ = sentences.vocabulary(tokenizer, vocab)
-    none = np.zeros((0, sentences.WAY), np.int32)
+    vocabulary = sentences.vocabulary(tokenizer)
     n_sentences = n_labelled = 0
     for file in sorted(SHARED.glob("traces_*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines()[:4]:
             ids = tokenizer.encode(json.loads(line)["output"][:6000], add_special_tokens=False)
             texts = [tokenizer.token_texts[i] for i in ids]
             expected = spec.segment(ids, texts)
-            from_core = skipkv._skipkv.segment(np.array(ids, np.int32), (flags, runs, none, 0), vocab, 0, 0)
+            from_core = skipkv._skipkv.segment(np.array(ids, np.int32), vocabulary, tokenizer.vocab, 0, 0)
             on_arrays = skipkv.segment(ids, texts)
-            for spans, labels, closed in (from_core, (on_arrays.spans, on_arrays.labels, on_arrays.closed)):
+            for spans, labels, closed in (from_core[:3], (on_arrays.spans, on_arrays.labels, on_arrays.closed)):
                 assert np.array_equal(spans, expected.spans)
                 assert np.array_equal(labels, expected.labels)
                 assert np.array_equal(closed, expected.closed)

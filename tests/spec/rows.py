@@ -12,7 +12,6 @@ from spec.selection import METHODS, newest_kept, protected_below, select
 from spec.sentences import (
     Sentences,
     Steering,
-    Think,
     count_thoughts,
     flag_repeats,
     segment,
@@ -70,7 +69,6 @@ class Row:
     texts: Sequence[str] | None = None
     delimiters: str | Collection[int] = "auto"
     markers: str | Collection[int] = "auto"
-    think: Think = None
     seed: int = 0
     sequence: tuple[int, int] = (0, 0)
     store: str | Callable = "f32"
@@ -116,7 +114,7 @@ class Row:
     def thoughts(self) -> int:
         """§4: N_o."""
         texts = [self.text(i) for i in self.ids]
-        return count_thoughts(self.ids, texts, self.think, **self.rules())
+        return count_thoughts(self.ids, texts, **self.rules())
 
     def steer_for(self, tokens: Sequence[int], n_prompt: int) -> tuple[int, np.ndarray] | None:
         """§7: what is added to each of the next tokens. Labels follow from the ids: α is known before the forward."""
@@ -129,7 +127,7 @@ class Row:
             if "\n\n" not in self.text(ids[-1]):
                 continue
             texts = [self.text(token) for token in ids]
-            alpha = steering_alpha(self.steering, ids, texts, self.think, n_prompt=n_prompt, **self.rules())
+            alpha = steering_alpha(self.steering, ids, texts, n_prompt=n_prompt, **self.rules())
             if alpha is not None:
                 add[i] = alpha * vector
                 self.alphas[len(ids) - 1] = alpha

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,7 @@ import numpy as np
 
 OFFICIAL_DELIMITERS = ("\n", ".\n", ")\n", "\n\n", ".\n\n", ")\n\n", "?\n\n")
 MARKERS = ("Wait", "Alternatively", "again")
-# Ways to write <think> and ways to write </think>, each way a sequence of ids. None: nothing is inside.
 Words = str | Collection[int]
-Think = tuple[Collection, Collection] | None
 
 
 @dataclass(eq=False)
@@ -125,27 +124,26 @@ def flag_repeats(vectors: np.ndarray, tau: float = 0.95, *, compat: str | None =
     return flags
 
 
-def inside_think(ids: Sequence[int], think: Think) -> np.ndarray:
-    """§7: [T] whether each token stands between <think> and </think>; the last token of either marker does not."""
-    ids = [int(i) for i in ids]
-    inside = np.zeros(len(ids), dtype=bool)
-    now = False
-    for t in range(len(ids)):
-        opens, closes = (
-            any(ids[max(0, t + 1 - len(way)) : t + 1] == [int(i) for i in way] for way in ways)
-            for ways in think or ((), ())
-        )
-        now = opens or (now and not closes)
-        inside[t] = now and not opens
-    return inside
+def think_states(texts: Sequence[str]) -> np.ndarray:
+    """§7: where each token stands [T]: "inside" between <think> and </think>, "after" a </think>, "" in neither.
+
+    The markers are found in the joined text. A token that completes one stands in neither; the last one decides.
+    """
+    ends = np.cumsum([len(text) for text in texts])
+    completed = {int(np.argmax(ends >= found.end())): found[0] for found in re.finditer("</?think>", "".join(texts))}
+    states, marker = [], None
+    for t in range(len(texts)):
+        marker = completed.get(t, marker)
+        states.append("" if t in completed or marker is None else "inside" if marker == "<think>" else "after")
+    return np.array(states, "U6")
 
 
-def count_thoughts(ids: Sequence[int], texts: Sequence[str], think: Think, **rules: object) -> int:
+def count_thoughts(ids: Sequence[int], texts: Sequence[str], **rules: object) -> int:
     """§4: N_o, finished non-execution sentences whose delimiter stands inside <think>. rules: of `segment`."""
     found = segment(ids, texts, **rules)
     counted = found.labels > 0
     if rules.get("compat") != "official":
-        counted &= inside_think(ids, think)[found.closed]
+        counted &= (think_states(texts) == "inside")[found.closed]
     return int(counted.sum())
 
 
@@ -162,15 +160,15 @@ class Steering:
 
 
 def steering_alpha(
-    steering: Steering, ids: Sequence[int], texts: Sequence[str], think: Think, *, n_prompt: int = 0, **rules: object
+    steering: Steering, ids: Sequence[int], texts: Sequence[str], *, n_prompt: int = 0, **rules: object
 ) -> float | None:
     """§7: α_t for the last of these tokens, which is about to be fed, or None where it is not steered."""
     if steering.scope not in ("think", "generation", "all"):
         raise ValueError(f"scope is {steering.scope!r}; allowed are 'think', 'generation' and 'all'")
     if "\n\n" not in texts[-1]:
         return None
-    if steering.scope == "think" and not inside_think(ids, think)[-1]:
+    if steering.scope == "think" and think_states(texts)[-1] != "inside":
         return None
     if steering.scope == "generation" and len(ids) <= n_prompt:
         return None
-    return min(steering.alpha + steering.gamma * count_thoughts(ids, texts, think, **rules), steering.alpha_max)
+    return min(steering.alpha + steering.gamma * count_thoughts(ids, texts, **rules), steering.alpha_max)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from harness import ID, TEXTS, THINK, build, sentences_text
+from harness import ID, OPEN, TEXTS, build, sentences_text
 
 import spec
 from spec import Cache, Method, Row, Steering
@@ -19,7 +19,7 @@ def method_of(name, **parameters):
 
 
 def run(tokens, n_prompt, method=None, steering=None, **row):
-    return spec.replay(DECODER, tokens, n_prompt, method, steering, **({"texts": TEXTS, "think": THINK} | row))
+    return spec.replay(DECODER, tokens, n_prompt, method, steering, **({"texts": TEXTS} | row))
 
 
 @pytest.mark.parametrize("name", EVICTING)
@@ -50,7 +50,7 @@ def test_chunks_steps_and_replay_agree(name):
     method = method_of(name, budget=20, interval=16, tau=0.9)
     steering = Steering(VECTOR, layer=1, scope="all")
     whole, row = run(tokens, 30, method, steering)
-    single = Row(DECODER, method, steering, TEXTS, think=THINK)
+    single = Row(DECODER, method, steering, TEXTS)
     parts = [single.prefill(tokens[:30], chunk=7), *(single.feed([token]) for token in tokens[30:])]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-10)
     assert len(row.trace) == len(single.trace) > 0
@@ -136,7 +136,7 @@ def test_h2o_sums_are_attention_columns():
 
 def test_steering_adds_before_the_block_at_that_token_only():
     tokens = [WORD, WAIT, WORD, BLANK, WORD, WORD, BLANK, WORD]  # blank lines at 3 and 6
-    tokens[0] = THINK[0][0][0]
+    tokens[0] = OPEN
     got, row = run(tokens, 4, None, Steering(VECTOR, layer=1, alpha=1.0, gamma=0.1, scope="all"))
     assert row.alphas == {3: 1.1, 6: 1.1} and row.thoughts() == 1
     add = np.zeros((8, 32))

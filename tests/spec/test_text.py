@@ -76,7 +76,6 @@ def test_flags_go_to_the_earlier_sentence(who):
     np.testing.assert_allclose(who.flag_repeats(vectors, 0.95, compat="official"), [cos[15], 0, cos[5], 0], 1e-6)
 
 
-THINK = ([[100, 101]], [[102]])  # <think> is two tokens, </think> one
 STEER_TEXTS = {100: "<thi", 101: "nk>", 102: "</think>", 0: "x", 1: " Wait", 2: ".\n\n", 3: ":\n\n", 4: ".\n"}
 
 
@@ -87,9 +86,7 @@ def test_alpha_counts_the_sentence_that_this_token_closes():
 
     def alphas(scope, n_prompt=0):
         s = spec.Steering(np.ones(1), 0, steering.alpha, steering.gamma, steering.alpha_max, scope)
-        got = [
-            spec.steering_alpha(s, ids[: t + 1], texts[: t + 1], THINK, n_prompt=n_prompt) for t in range(len(ids))
-        ]
+        got = [spec.steering_alpha(s, ids[: t + 1], texts[: t + 1], n_prompt=n_prompt) for t in range(len(ids))]
         return {t: a for t, a in enumerate(got) if a is not None}
 
     # inside: 4 … 12. The delimiter at 6 closes the first thought, 10 the second (":\n\n" at 8 is no delimiter but has
