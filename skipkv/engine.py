@@ -116,7 +116,7 @@ class Engine:
     @property
     def end_of_thinking(self) -> list[int]:
         """Ids that write ``</think>``."""
-        return self.tokenizer.encode("</think>", add_special_tokens=False) if self.tokenizer else []
+        return self.tokenizer.spell("</think>") if self.tokenizer else []
 
     def _vocabulary_for(self, method: Method) -> tuple | None:
         """Delimiters, markers and think markers, those of the released code under compat="official"."""

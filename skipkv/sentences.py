@@ -100,7 +100,7 @@ def ways_to_write(tokenizer: Tokenizer, marker: str) -> set[tuple[int, ...]]:
     texts = tokenizer.token_texts
     found = set()
     for before, after in product(AROUND, AROUND):
-        ids = tokenizer.encode(before + marker + after, add_special_tokens=False)
+        ids = tokenizer.spell(before + marker + after)
         pieces = [texts[i] for i in ids]
         for end in range(1, len(ids) + 1):
             if marker in "".join(pieces[:end]):
@@ -113,7 +113,7 @@ def ways_to_write(tokenizer: Tokenizer, marker: str) -> set[tuple[int, ...]]:
 def official_ids(tokenizer: Tokenizer) -> tuple[set[int], ...]:
     """Delimiter and marker ids of the released code: the last id of each string."""
     wanted = (OFFICIAL_DELIMITERS, MARKERS)
-    return tuple({tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts} for texts in wanted)
+    return tuple({i for text in texts for i in tokenizer.spell(text)[-1:]} for texts in wanted)
 
 
 def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
@@ -127,7 +127,7 @@ def vocabulary(tokenizer: Tokenizer, vocab: int, delimiters: Ids = "auto", marke
     if isinstance(markers, str) and markers == "official":
         markers = official_ids(tokenizer)[1]
     flags, runs = classify(texts, delimiters, markers)
-    if not any("\n\n" in texts[i] for i in tokenizer.encode("a.\n\nb", add_special_tokens=False)):
+    if not any("\n\n" in texts[i] for i in tokenizer.spell("a.\n\nb")):
         # This tokenizer writes a blank line as two tokens; the second one counts as it.
         flags[[i for i, text in enumerate(texts) if text == "\n"]] |= NEWLINE
     opening, closing = (sorted(ways_to_write(tokenizer, marker)) for marker in ("<think>", "</think>"))

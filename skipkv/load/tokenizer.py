@@ -24,7 +24,7 @@ import jinja2.sandbox
 import tokenizers
 
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.load.files import Fields, decode, read_file, read_object, show
+from skipkv.load.files import MAX_JSON_BYTES, Fields, decode, read_file, read_object, show
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -105,7 +105,8 @@ class Tokenizer:
         Holds tokenizer.json and, optionally, tokenizer_config.json and chat_template.jinja (which goes before the
         ``chat_template`` of the former).
     vocab : int
-        Rows of the model's embedding; every id must be below it. Ids without a token are usual: embeddings are padded.
+        Rows of the model's embedding. Ids without a token are usual, as embeddings are padded; tokens whose ids are
+        beyond it can be neither written nor read.
 
     Attributes
     ----------
@@ -119,28 +120,24 @@ class Tokenizer:
     Raises
     ------
     CheckpointError
-        A file is missing or wrong, the tokenizer does not fit the embedding, or the template does not compile.
+        A file is missing or wrong, or the template does not compile.
     """
 
     def __init__(self, directory: str | PathLike[str], vocab: int) -> None:
         path = Path(directory) / TOKENIZER
         self.vocab = vocab
-        raw = read_file(path)
+        raw = read_file(path, MAX_JSON_BYTES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            added = self._tokenizer.encode("").ids  # what the post-processor adds to every text
+            self._tokenizer.encode("")  # the post-processor is first looked at when it adds to a text
         except BaseException as error:  # a panic in the library, as for an incomplete post-processor, is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
             raise CheckpointError(f"{path}: expected a tokenizer that the tokenizers library reads: {reason}") from None
         self.n_vocab = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        highest = max([self.n_vocab - 1, *added])
-        if highest >= vocab:
-            found = f"{highest} ({show(self._tokenizer.id_to_token(highest))})"
-            raise CheckpointError(f"{path}: expected ids below {vocab}, the rows of the embedding, found {found}")
         # The decoder as JSON, to be searched by name: it may be a sequence of others.
         self._decoder = self._tokenizer.decoder.__getstate__().decode() if self._tokenizer.decoder else ""
         self._added = self._tokenizer.get_added_tokens_decoder()
@@ -170,8 +167,9 @@ class Tokenizer:
         self._template = None if template is None else _compile(template, self._where)
 
     def id_of(self, token: str) -> int | None:
-        """The id of one token, given as tokenizer.json spells it; None if there is none."""
-        return self._tokenizer.token_to_id(token)
+        """The id of one token, given as tokenizer.json spells it; None if there is none with a row in the embedding."""
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None or found >= self.vocab else found
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, all of it: truncation or padding that tokenizer.json asks for is not done.
@@ -179,16 +177,27 @@ class Tokenizer:
         Raises
         ------
         ConfigError
-            The text has lone surrogates, or a word that a tokenizer without an unknown token does not know.
+            The text has lone surrogates, a word that a tokenizer without an unknown token does not know, or a token
+            for which the embedding has no row.
         """
         try:
             text.encode()
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except UnicodeEncodeError as error:
             found = f"the lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
             raise ConfigError(f"text: expected Unicode text, found {found}") from None
         except Exception as error:  # of this very type
             raise ConfigError(f"text: {error}") from None
+        highest = max(ids, default=0)
+        if highest >= self.vocab:
+            found = f"{highest} ({show(self._tokenizer.id_to_token(highest))})"
+            raise ConfigError(f"text: expected ids below {self.vocab}, the rows of the embedding, found {found}")
+        return ids
+
+    def spell(self, text: str) -> list[int]:
+        """Ids that write a text inside of another; none where the embedding has no row for one of them."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if max(ids, default=0) < self.vocab else []
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ids; those without a token give nothing, and broken UTF-8 gives U+FFFD. Spaces are not cleaned up."""
@@ -248,10 +257,12 @@ class Tokenizer:
         """
         result = [b""] * self.vocab
         for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            result[i] = self._bytes_of(token)
+            if i < self.vocab:
+                result[i] = self._bytes_of(token)
         for i, token in self._added.items():
             # The byte-level decoder reads every token through its table, added ones too; most are in it as they are.
-            result[i] = self._bytes_of(token.content) if self._byte_level else token.content.encode()
+            if i < self.vocab:
+                result[i] = self._bytes_of(token.content) if self._byte_level else token.content.encode()
         return result
 
     @cached_property

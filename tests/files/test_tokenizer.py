@@ -348,8 +348,6 @@ UNREADABLE = "tokenizer.json: expected a tokenizer that the tokenizers library r
     ("{}", UNREADABLE + "Model missing. at line 1 column 2"),
     ('{"model": ', UNREADABLE + "EOF while parsing a value at line 1 column 10"),
     (changed(post_processor=post()), UNREADABLE + "no entry found for key"),  # the library panics, when first used
-    (changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}})), "tokenizer.json: expected ids below 400, the rows of the embedding, found 70000 (null)"),
-    (changed(model={"type": "WordLevel", "vocab": {"a": 0, "far": 400}, "unk_token": "a"}), "tokenizer.json: expected ids below 400, the rows of the embedding, found 400 ('far')"),
 ])  # fmt: skip
 def test_broken_tokenizer(tmp_path, raw, expected):
     if raw is not None:
@@ -358,12 +356,31 @@ def test_broken_tokenizer(tmp_path, raw, expected):
         Tokenizer(tmp_path, 400)
 
 
-def test_an_embedding_of_just_the_tokenizers_size_is_enough(tmp_path):
-    write(tmp_path, llama2())
-    size = llama2().get_vocab_size()
-    assert Tokenizer(tmp_path, size).n_vocab == size
-    with pytest.raises(CheckpointError, match=f"expected ids below {size - 1}, the rows .*, found {size - 1}"):
-        Tokenizer(tmp_path, size - 1)
+def test_a_tokenizer_file_above_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with refused(f"{tmp_path}/tokenizer.json: expected at most 100000000 bytes, found {1 << 40}", CheckpointError):
+        Tokenizer(tmp_path, 400)
+
+
+TO_70000 = changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}}))
+
+
+def test_a_token_beyond_the_embedding_is_refused_where_a_text_needs_it(tmp_path):
+    tokenizer = llama2()
+    tokenizer.add_special_tokens([AddedToken("<far>", special=True)])
+    far = tokenizer.get_vocab_size() - 1
+    ours = Tokenizer(write(tmp_path, tokenizer, {"bos_token": "<s>", "eos_token": "<far>"}), far)
+    assert (ours.n_vocab, ours.bos_id, ours.eos_id, ours.id_of("<far>")) == (far + 1, 1, None, None)
+    assert len(ours.token_bytes) == len(ours.token_texts) == far and "<far>" not in ours.token_texts
+    assert ours.decode(ours.encode("hello")) == "".join(streamed(ours, ours.encode("hello"))) == "hello"
+    with refused(f"text: expected ids below {far}, the rows of the embedding, found {far} ('<far>')"):
+        ours.encode("a<far>b")
+    assert ours.spell("a<far>b") == [] != ours.spell("ab")
+    assert Tokenizer(tmp_path, far + 1).encode("<far>")[-1] == far
+    (tmp_path / "tokenizer.json").write_text(TO_70000)
+    with refused("text: expected ids below 400, the rows of the embedding, found 70000 (null)"):
+        Tokenizer(tmp_path, 400).encode("a")
 
 
 SETTINGS = "tokenizer_config.json: "
