@@ -166,7 +166,7 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
     assert sorted(load_vectors(out)[0]) == [0, 1, 2, 3]
     problems.write_text("{}\n")
     assert main(["steer", "extract", "tiny", "--problems", str(problems), *end]) == 2
-    assert "line 1: expected an object with a prompt or a problem" in capsys.readouterr().err
+    assert "line 1: expected an object with a prompt, messages or a problem" in capsys.readouterr().err
 
 
 def test_files_that_are_no_vectors_are_refused(tmp_path):
