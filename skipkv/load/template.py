@@ -33,7 +33,7 @@ ENVIRONMENT = ("TZ", "LD_LIBRARY_PATH")  # no secrets, and no sanitizer, which t
 ENDS = {worker.NO_MEMORY: "needs more memory", -signal.SIGALRM: "needs more time"}  # by exit status
 
 
-def plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """A copy made of JSON types only: an object with methods would hand the template a way out of the sandbox."""
     try:
         return json.loads(json.dumps(value))
@@ -54,7 +54,7 @@ def check_variables(name: str, values: Any) -> dict[str, Any]:
         raise ConfigError(f"{name} is {values!r:.80}; allowed: a mapping of names to JSON values")
     if "messages" in values:
         raise ConfigError(f"{name} holds 'messages'; allowed: other variables, as the prompt is the messages")
-    result = {key: plain(f"{name}: {show(key)}", value) for key, value in values.items()}
+    result = {key: _plain(f"{name}: {show(key)}", value) for key, value in values.items()}
     for key in ("tools", "documents"):
         value = result.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
@@ -73,7 +73,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         if not isinstance(message.get("content"), (str, list, tuple, type(None))):
             found = show(message["content"])
             raise ConfigError(f"messages[{i}]: content: expected a string or a list of parts, found {found}")
-        kept = {key: value for key, value in plain(f"messages[{i}]", message).items() if value is not None}
+        kept = {key: value for key, value in _plain(f"messages[{i}]", message).items() if value is not None}
         reasoning = [kept[key] for key in REASONING if key in kept]
         result.append({"thinking": reasoning[0], **kept, "reasoning_content": reasoning[0]} if reasoning else kept)
     return result
@@ -168,7 +168,7 @@ class Renderer:
             raise ConfigError(f"{where}: expected a template that renders within {limits}, found one that {ended}")
         text, error = answer
         if error is not None:
-            raise ConfigError(f"{where}: {''.join(c if c.isprintable() else ' ' for c in error)}")
+            raise ConfigError(f"{where}: {error}")
         return text
 
     def _ask(self, request: bytes) -> list | int:
@@ -182,7 +182,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair()
-        command = [sys.executable, "-IS", "-c", START, worker.__file__, json.dumps(sys.path)]
+        command = [sys.executable, "-IS", "-c", START, worker.__file__, json.dumps([*map(str, sys.path)])]
         environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         with theirs:
             try:

@@ -122,9 +122,11 @@ class Tokenizer:
         return ids
 
     def spell(self, text: str) -> list[int]:
-        """Ids that write a text inside of another; none where the embedding has no row for one of them."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if max(ids, default=0) < self.vocab else []
+        """Ids that write a text inside of another; [] where no ids of the embedding do."""
+        try:
+            return self.encode(text, add_special_tokens=False)
+        except ConfigError:
+            return []
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ids; those without a token give nothing, and broken UTF-8 gives U+FFFD. Spaces are not cleaned up."""
@@ -139,7 +141,7 @@ class Tokenizer:
             raise ConfigError(f"ids: expected integers from 0 to {self.vocab - 1}, found {show(token_id)}")
         return value
 
-    def render(self, messages: list[dict[str, Any]], /, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The chat template's text for a chat; of several templates that of ``tool_use`` with tools, else ``default``.
 
         Parameters
@@ -163,9 +165,9 @@ class Tokenizer:
         variables["add_generation_prompt"] = add_generation_prompt
         return self._templates.render(messages, self.special, variables)
 
-    def chat(self, *messages: Any, **variables: Any) -> list[int]:
-        """Ids of the text that `render` makes of the same. It holds the special tokens already, so none are added."""
-        return self.encode(self.render(*messages, **variables), add_special_tokens=False)
+    def chat(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+        """Ids of `render`'s text. The template writes the special tokens itself, so none are added."""
+        return self.encode(self.render(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
     def stream(self, skip_special_tokens: bool = True) -> "Stream":
         """A `Stream` that decodes one sequence of ids as it grows."""

@@ -32,7 +32,11 @@ class _Generation(jinja2.ext.Extension):
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_render"), [], [], body, lineno=line)
+
+    def _render(self, caller: Any) -> str:
+        return caller()
 
 
 class _Dict:
@@ -80,9 +84,10 @@ def environment() -> jinja2.Environment:
 
 
 def explain(error: Exception) -> str:
-    """An error of jinja2 or of the template, with its line where it has one."""
+    """An error of jinja2 or of the template in one printable line, with the template's line where it has one."""
     line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-    return line + (str(error) or type(error).__name__)[:1000]
+    text = (str(error) or type(error).__name__)[:1000]
+    return line + "".join(character if character.isprintable() else " " for character in text)
 
 
 @lru_cache(2)

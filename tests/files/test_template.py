@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from checkpoints import byte_level
@@ -58,7 +59,7 @@ HOSTILE = {
     "product of variables": ("{% set n = 10 ** 10 %}{{ messages[0].content * n }}", MEMORY),
     "width of a variable": ("{% set n = 10 ** 10 %}{{ '%*d' | format(n, 1) }}", MEMORY),
     "sort": ("{% for i in range(99999) %}{% set x = range(99999) | sort | list %}{% endfor %}", TIME),
-    "long text": ("{{ 'a' * 10 ** 8 }}", "expected a text of at most 16777216 characters, found 100000000"),
+    "long text": ("{% set n = 10 ** 8 %}{{ 'a' * n }}", "a text of at most 16777216 characters, found 100000000"),
     "long wide text": ("{% for i in range(9999) %}{{ '語' * 10 ** 4 }}{% endfor %}", "at most 16777216 characters"),
     "long refusal": ("{{ raise_exception('a\x1b[2J' * 10 ** 6) }}", r"(a \[2J){200}"),
     "nested loops": ("{% for a in [1] %}" * 25 + "{% endfor %}" * 25, "too many statically nested blocks"),
@@ -109,13 +110,6 @@ def test_a_hostile_template_ends_in_one_sentence_within_its_limits(load, hurry, 
     assert re.search(expected, message), message
     if expected in (MEMORY, TIME):
         assert message.endswith(f"expected a template that renders within 2 s and 512 MiB, found one that {expected}")
-
-
-def test_the_limits_are_those_of_one_rendering(load, hurry):
-    ours = load("{% for a in range(messages | length) %}{% for b in range(60000) %}{% endfor %}{% endfor %}x")
-    begun = time.monotonic()
-    while time.monotonic() - begun < 1.5 * worker.SECONDS:  # more than one may take, by one process
-        assert ours.render(CHAT) == "x"
 
 
 def test_a_deep_template_is_refused_when_it_is_read(load, tmp_path):
@@ -259,7 +253,7 @@ def test_the_process_ends_with_python_however_that_ends(ending, status):
     ended = subprocess.run([sys.executable, "-c", PROGRAM + ending], capture_output=True, text=True, timeout=60)
     assert ended.returncode == status
     deadline = time.monotonic() + 10
-    while alive(int(ended.stdout)):
+    while alive(int(ended.stdout)) and b") Z " not in Path(f"/proc/{int(ended.stdout)}/stat").read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -268,8 +262,7 @@ def test_a_template_sees_no_secrets_and_writes_nowhere(monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", "secret")
     renderer = Renderer()
     renderer.render("T", "a", {})
-    with open(f"/proc/{pid(renderer)}/environ", "rb") as file:
-        assert b"secret" not in file.read()
+    assert b"secret" not in Path(f"/proc/{pid(renderer)}/environ").read_bytes()
     os.kill(pid(renderer), signal.SIGABRT)
     renderer.render("T", "a", {})
     assert capfd.readouterr() == ("", "")

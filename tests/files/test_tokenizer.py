@@ -399,6 +399,7 @@ EXPECTED_TEMPLATE = SETTINGS + "chat_template: expected a string or a list of {n
     ('{"chat_template": [{"name": "default"}, 3]}', EXPECTED_TEMPLATE + "[{'name': 'default'}, 3]"),
     ('{"chat_template": "\\n{% if x %}"}', SETTINGS + "chat_template: line 2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'. The innermost block that needs to be closed is 'if'."),
     ('{"chat_template": [{"name": "tool_use", "template": "{{"}]}', SETTINGS + "chat_template: 'tool_use': line 1: unexpected 'end of template'"),
+    ('{"chat_template": "{% \\u001b[2J %}"}', SETTINGS + "chat_template: line 1: unexpected char '\\x1b' at 3"),
     (json.dumps({"chat_template": "a" * (1 << 18) + "b"}), SETTINGS + "chat_template: expected at most 262144 characters, found 262145"),
 ])  # fmt: skip
 def test_broken_settings(tmp_path, config, expected):
@@ -485,3 +486,4 @@ def test_texts_that_have_no_ids(tmp_path, opened):
     words = tokenizers.Tokenizer(WordLevel({"a": 0}, unk_token="?"))
     with pytest.raises(ConfigError, match=r"^text: WordLevel error: Missing \[UNK\] token from the vocabulary$"):
         Tokenizer(write(tmp_path, words), 1).encode("b")
+    assert Tokenizer(tmp_path, 1).spell("b") == []
