@@ -5,7 +5,7 @@ ids → session → forward, chunk by chunk → Row: tokens fed, α, compactions
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from skipkv import _skipkv, sentences
 from skipkv.checks import CONSTANTS, integer, one_of
 from skipkv.errors import BackendError, ConfigError
 from skipkv.load.config import ModelConfig
+from skipkv.load.template import check_variables
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import SUMS, Method, parse_method
 from skipkv.results import Stats
@@ -116,7 +117,7 @@ class Engine:
     @property
     def end_of_thinking(self) -> list[int]:
         """Ids that write ``</think>``."""
-        return self.tokenizer.encode("</think>", add_special_tokens=False) if self.tokenizer else []
+        return self.tokenizer.spell("</think>") if self.tokenizer else []
 
     def _vocabulary_for(self, method: Method) -> tuple | None:
         """See `skipkv.sentences.vocabulary`; delimiters and markers of the released code under compat="official"."""
@@ -133,29 +134,39 @@ class Engine:
             raise ConfigError(f"{self.name} has no tokenizer")
         return found
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt: a text, ids, or chat messages (the checkpoint's own template).
+    def encode(self, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of a prompt.
+
+        Parameters
+        ----------
+        prompt : text, ids or messages
+            A chat's text is made by the checkpoint's own template.
+        template : mapping, optional
+            Variables of that template, such as ``{"enable_thinking": False}``, ``tools`` or ``documents``; for chats.
 
         Raises
         ------
         ConfigError
-            It is none of these.
+            It is none of these, or cannot be encoded; or a template's variables are malformed or not for it.
         """
+        variables = {} if template is None else check_variables("template", template)
+        if variables and not _is_list_of(prompt, dict):
+            raise ConfigError(f"template is {variables!r:.80}; allowed with chat messages only, found {prompt!r:.80}")
         if _is_ids(prompt):
             return [int(t) for t in prompt]
         if not _is_prompt(prompt):
             raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(list(prompt))
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt, **variables)
 
-    def encode_all(self, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
+    def encode_all(self, prompts: Prompt | Iterable[Prompt], template: Mapping | None = None) -> list[list[int]]:
         """Ids of one prompt or of many."""
         if _is_prompt(prompts):
-            return [self.encode(prompts)]
+            return [self.encode(prompts, template)]
         if isinstance(prompts, (dict, bytes)) or not isinstance(prompts, Iterable):
             raise ConfigError(f"prompts is {prompts!r:.80}; allowed: a text, token ids, messages, or many of them")
-        return [self.encode(prompt) for prompt in prompts]
+        return [self.encode(prompt, template) for prompt in prompts]
 
     def check_ids(self, what: str, ids: Iterable[int]) -> None:
         """Refuse tokens that the model does not have."""

@@ -175,7 +175,7 @@ class Model(Engine):
 
     def _run(self, prompts: Any, method: Any, steering: Any, **options: Any) -> Run:
         chosen = Options.of(options)  # refused before anything is encoded
-        return Run(self, self.encode_all(prompts), parse_method(method), steering, chosen)
+        return Run(self, self.encode_all(prompts, chosen.template), parse_method(method), steering, chosen)
 
     # -- teacher forcing
 

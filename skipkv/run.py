@@ -17,6 +17,7 @@ import numpy as np
 from skipkv.checks import check_fields, checked, integer, number, one_of
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
 from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.load.template import check_variables
 from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
@@ -85,6 +86,8 @@ class Options(Sampling):
     brake : int
         k > 0: after k sentences in a row that each repeat an earlier one, α is raised to its maximum; after 2k,
         ``</think>`` is forced.
+    template : mapping, optional
+        Variables of the chat template, such as ``{"enable_thinking": False}``, ``tools`` or ``documents``; with chats.
 
     Raises
     ------
@@ -104,6 +107,7 @@ class Options(Sampling):
     padding: str = checked("none", one_of, ("none", "reserve"))
     full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
     brake: int = checked(0, integer)
+    template: Mapping[str, Any] | None = checked(None, check_variables)
 
     def __post_init__(self) -> None:
         super().__post_init__()

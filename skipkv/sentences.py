@@ -104,7 +104,7 @@ def joined(pieces: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 def official_ids(tokenizer: Tokenizer) -> tuple[set[int], ...]:
     """Delimiter and marker ids of the released code: the last id of each string."""
     wanted = (OFFICIAL_DELIMITERS, MARKERS)
-    return tuple({tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts} for texts in wanted)
+    return tuple({i for text in texts for i in tokenizer.spell(text)[-1:]} for texts in wanted)
 
 
 def vocabulary(tokenizer: Tokenizer, delimiters: Ids = "auto", markers: Ids = "auto") -> tuple:
@@ -118,7 +118,7 @@ def vocabulary(tokenizer: Tokenizer, delimiters: Ids = "auto", markers: Ids = "a
     if isinstance(markers, str) and markers == "official":
         markers = official_ids(tokenizer)[1]
     flags, runs = classify(texts, delimiters, markers)
-    if not any("\n\n" in texts[i] for i in tokenizer.encode("a.\n\nb", add_special_tokens=False)):
+    if not any("\n\n" in texts[i] for i in tokenizer.spell("a.\n\nb")):
         # This tokenizer writes a blank line as two tokens; the second one counts as it.
         flags[[i for i, text in enumerate(texts) if text == "\n"]] |= NEWLINE
     return flags, runs, *joined(tokenizer.token_bytes)

@@ -156,7 +156,7 @@ FLOORS = [
 ORDER = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
 # Within a folder, in the same way; `__init__` of each gathers the others.
 INSIDE = {
-    "load": ["files", "config", "safetensors", "checkpoint", "tokenizer", "texts"],
+    "load": ["files", "config", "safetensors", "checkpoint", "worker", "template", "tokenizer", "texts"],
     "eval": ["table", "statistics", "grading", "results", "accuracy", "fidelity", "speed", "tiny"],
     "vectors": ["released", "extraction"],
 }

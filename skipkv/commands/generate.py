@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from skipkv.commands.options import METHOD_HELP, add_model, add_numbers, load_model
 from skipkv.errors import ConfigError
-from skipkv.load.texts import read_prompts
+from skipkv.load.texts import is_chat, read_prompts
 from skipkv.results import Generation
 from skipkv.steering import parse_run
 from skipkv.tiny.problems import draw
@@ -24,9 +25,13 @@ NUMBERS = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "min
 def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--prompt", action="append", help="a text; may be given several times")
-    parser.add_argument("--prompts", metavar="FILE", help="JSON lines: texts, or objects with a prompt")
+    parser.add_argument("--prompts", metavar="FILE", help="JSON lines: texts, or objects with a prompt or messages")
     parser.add_argument("--problem", type=int, metavar="N", help="one of the held-out problems of tiny")
     parser.add_argument("--chat", action="store_true", help="put each prompt through the checkpoint's chat template")
+    parser.add_argument(
+        "--template-var", action="append", default=[], metavar="NAME=JSON",
+        help="a variable of the chat template, e.g. enable_thinking=false; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--method", default="full", help=METHOD_HELP)
     parser.add_argument("-n", type=int, default=1, help="samples of every prompt")
     parser.add_argument(
@@ -42,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
     if args.trace_scores and not args.trace:
         raise ConfigError("--trace-scores needs --trace FILE.npz")
     method, steering = parse_run(args.method)
-    prompts = _prompts(args)
+    prompts, template = _prompts(args), dict(map(_variable, args.template_var))
     model = load_model(args)
     options = {name: getattr(args, name) for name in (*NUMBERS, "n", "stop", "memory_limit", "cache")}
+    options["template"] = template
     options["trace"] = "scores" if args.trace_scores else args.trace is not None
     if len(prompts) == 1 and args.n == 1 and not args.json:
         outs = []
@@ -83,7 +89,25 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
     if not texts:
         more = ", --problem N" if args.model == "tiny" else ""
         raise ConfigError(f"no prompt; allowed: --prompt TEXT, --prompts FILE{more}")
-    return [[{"role": "user", "content": text}] for text in texts] if args.chat else texts
+    return [_chat(prompt) for prompt in texts] if args.chat else texts
+
+
+def _chat(prompt: str | list) -> list:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not is_chat(prompt):
+        raise ConfigError(f"prompt is {prompt!r:.80}; allowed with --chat: a text or messages")
+    return prompt
+
+
+def _variable(text: str) -> tuple[str, Any]:
+    """``name=value``; a value that is no JSON is a text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"template-var is {text!r:.80}; allowed: NAME=VALUE")
+    with suppress(ValueError, RecursionError):
+        return name, json.loads(value)
+    return name, value
 
 
 def _save_traces(path: Path, outs: Sequence[Generation]) -> None:

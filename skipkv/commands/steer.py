@@ -11,7 +11,7 @@ import numpy as np
 from skipkv.checks import integer
 from skipkv.commands.options import add_common, add_numbers, integers
 from skipkv.errors import ConfigError
-from skipkv.load.texts import json_lines, read_texts
+from skipkv.load.texts import json_lines, prompt_of, read_texts
 from skipkv.model import Model, load
 from skipkv.steering import load_vectors
 from skipkv.vectors import extract, import_released
@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_common(e, json=False)
     source = e.add_mutually_exclusive_group(required=True)
     source.add_argument("--problems", metavar="FILE",
-                        help="JSON lines with a prompt, or a problem for the chat template")  # fmt: skip
+                        help="JSON lines with a prompt or messages, or a problem for the chat template")  # fmt: skip
     source.add_argument("--traces", metavar="FILE",
                         help="JSON lines: texts, or objects with a text, or with prompt and output")  # fmt: skip
     e.add_argument("--layers", default="all", help="comma-separated; all by default")
@@ -86,10 +86,10 @@ def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int]
         integer("limit", args.limit, 1, None)
     for number, value in islice(json_lines(args.problems), args.limit):
         try:
-            text = value.get("prompt")
-            prompts.append(text if text else [{"role": "user", "content": args.template.format(value["problem"])}])
+            given = prompt_of(value)
+            prompts.append(given if given else [{"role": "user", "content": args.template.format(value["problem"])}])
         except (KeyError, TypeError, AttributeError):
-            expected = "an object with a prompt or a problem"
+            expected = "an object with a prompt, messages or a problem"
             raise ConfigError(f"{args.problems}: line {number}: expected {expected}") from None
     numbers = {name: getattr(args, name) for name in NUMBERS}
     outs = model.generate(prompts, progress=not args.quiet, **numbers)

@@ -31,7 +31,7 @@ FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", "
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 # What a repository is asked for: not its second copy of the weights in another format.
 HUB_FILES = (CONFIG, GENERATION, INDEX, "model*.safetensors", "tokenizer.json", "tokenizer_config.json",
-             "chat_template.jinja")  # fmt: skip
+             "chat_template.jinja", "additional_chat_templates/*.jinja")  # fmt: skip
 
 
 def _read_index(directory: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
         require_file(path)
         size = path.stat().st_size
         if limit is not None and size > limit:
-            raise CheckpointError(f"{path}: expected at most {limit} bytes of JSON, found {size}")
+            raise CheckpointError(f"{path}: expected at most {limit} bytes, found {size}")
         return path.read_bytes()
 
 

@@ -24,12 +24,23 @@ def json_lines(path: str) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
+def is_chat(value: Any) -> bool:
+    """Whether a JSON value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+
+
+def prompt_of(value: dict[str, Any]) -> Any:
+    """What an object of a file has as its prompt (a text, ids or messages) or its messages; None without either."""
+    messages = value.get("messages")
+    return messages if value.get("prompt") is None and is_chat(messages) else value.get("prompt")
+
+
 def read_prompts(path: str) -> Iterator[str | list]:
-    """Prompts of a file: JSON texts, or objects with a prompt (a text, ids or messages)."""
+    """Prompts of a file: JSON texts, or objects with a prompt (a text, ids or messages) or with messages."""
     for number, value in json_lines(path):
-        prompt = value.get("prompt") if isinstance(value, dict) else value if isinstance(value, str) else None
+        prompt = prompt_of({"prompt": value} if isinstance(value, str) else value if isinstance(value, dict) else {})
         if not isinstance(prompt, (str, list)):
-            raise ConfigError(f"{path}: line {number}: expected a JSON text or an object with a prompt")
+            raise ConfigError(f"{path}: line {number}: expected a JSON text or an object with a prompt or messages")
         yield prompt
 
 

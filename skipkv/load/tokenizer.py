@@ -1,6 +1,6 @@
 """Text to ids and back, and chats to prompts, as transformers does it but with only tokenizers and jinja2.
 
-    messages → chat template (sandboxed) → text → tokenizer.json → ids
+    messages → chat template (`skipkv.load.template`) → text → tokenizer.json → ids
     ids → its decoder → text, whole (decode), piece by piece (stream) or id by id (token_bytes)
 
 tokenizer.json alone decides the ids, beginning- and end-of-text tokens included (its post-processor adds them):
@@ -8,27 +8,22 @@ tokenizer.json alone decides the ids, beginning- and end-of-text tokens included
 """
 
 import codecs
-import json
 import operator
 import re
 from collections.abc import Iterable
-from datetime import datetime
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.load.files import Fields, decode, read_file, read_object, show
+from skipkv.load.files import MAX_JSON_BYTES, Fields, read_file, read_object, show
+from skipkv.load.template import Templates
 
-TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MESSAGE = (("role", str, "a string"), ("content", (str, list), "a string or a list of parts"))
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 # GPT-2's stand-ins for bytes: printable Latin-1 characters are themselves, the others follow from U+0100 on.
@@ -37,75 +32,16 @@ _OTHERS = sorted(set(range(0x100)) - set(_PRINTABLE))
 BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(0x100 + i): b for i, b in enumerate(_OTHERS)}
 
 
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what the model wrote, for training; here its body is rendered as it is."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _compile(template: str, where: str) -> jinja2.Template:
-    # A template is a program that came with the weights: it gets plain data and the sandbox, nothing else.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson  # jinja's own escapes HTML
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda format: datetime.now().strftime(format),
-        "dict": lambda *args, **values: dict(*args, **values),  # the class itself has methods that change others
-    }
-    try:
-        return environment.from_string(template)
-    except Exception as error:  # a deep template also overflows Python's own compiler
-        line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise CheckpointError(f"{where}: {line}{error}") from None
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A copy made of JSON types only: an object with methods would hand the template a way out of the sandbox."""
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: expected JSON values: {error}") from None
-
-
-def _messages(messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise ConfigError(f"messages: expected a list of messages, found {show(messages)}")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ConfigError(f"messages[{i}]: expected a dict with role and content, found {show(message)}")
-        for key, kinds, expected in MESSAGE:
-            if not isinstance(message[key], kinds):
-                raise ConfigError(f"messages[{i}]: {key}: expected {expected}, found {show(message[key])}")
-    # Some sources write optional keys as null; templates test whether a key is there.
-    return [{k: v for k, v in message.items() if v is not None} for message in _plain("messages", messages)]
-
-
 class Tokenizer:
-    """A model's tokenizer and chat template.
+    """A model's tokenizer and chat templates.
 
     Parameters
     ----------
     directory : path
-        Holds tokenizer.json and, optionally, tokenizer_config.json and chat_template.jinja (which goes before the
-        ``chat_template`` of the former).
+        Holds tokenizer.json and, optionally, tokenizer_config.json, chat_template.jinja and additional_chat_templates.
     vocab : int
-        Rows of the model's embedding; every id must be below it. Ids without a token are usual: embeddings are padded.
+        Rows of the model's embedding. Ids without a token are usual, as embeddings are padded; tokens whose ids are
+        beyond it can be neither written nor read.
 
     Attributes
     ----------
@@ -119,35 +55,31 @@ class Tokenizer:
     Raises
     ------
     CheckpointError
-        A file is missing or wrong, the tokenizer does not fit the embedding, or the template does not compile.
+        A file is missing or wrong, or a template is not well-formed.
     """
 
     def __init__(self, directory: str | PathLike[str], vocab: int) -> None:
         path = Path(directory) / TOKENIZER
         self.vocab = vocab
-        raw = read_file(path)
+        raw = read_file(path, MAX_JSON_BYTES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            added = self._tokenizer.encode("").ids  # what the post-processor adds to every text
+            self._tokenizer.encode("")  # the post-processor is first looked at when it adds to a text
         except BaseException as error:  # a panic in the library, as for an incomplete post-processor, is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
             raise CheckpointError(f"{path}: expected a tokenizer that the tokenizers library reads: {reason}") from None
         self.n_vocab = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        highest = max([self.n_vocab - 1, *added])
-        if highest >= vocab:
-            found = f"{highest} ({show(self._tokenizer.id_to_token(highest))})"
-            raise CheckpointError(f"{path}: expected ids below {vocab}, the rows of the embedding, found {found}")
         # The decoder as JSON, to be searched by name: it may be a sequence of others.
         self._decoder = self._tokenizer.decoder.__getstate__().decode() if self._tokenizer.decoder else ""
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._read_settings(Path(directory))
 
     def _read_settings(self, directory: Path) -> None:
-        path, file = directory / SETTINGS, directory / TEMPLATE
+        path = directory / SETTINGS
         fields = Fields(path, read_object(path) if path.exists() else {})
         self._tokenizer.encode_special_tokens = fields.boolean("split_special_tokens")
         self.special: dict[str, str] = {}
@@ -159,19 +91,12 @@ class Tokenizer:
             elif value is not None:
                 fields.fail(key, "a token or an object with its content")
         self.bos_id, self.eos_id = (self.id_of(self.special.get(key, "")) for key in NAMED[:2])
-        self._where, template = f"{path}: chat_template", fields.get("chat_template")
-        if file.exists():
-            self._where, template = str(file), decode(read_file(file), file)
-        elif isinstance(template, list):
-            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default" and t.get("template")]
-            template = named[-1]["template"] if named else template
-        if template is not None and not isinstance(template, str):
-            fields.fail("chat_template", 'a string or a list of {name, template} with one named "default"')
-        self._template = None if template is None else _compile(template, self._where)
+        self._templates = Templates(directory, fields)
 
     def id_of(self, token: str) -> int | None:
-        """The id of one token, given as tokenizer.json spells it; None if there is none."""
-        return self._tokenizer.token_to_id(token)
+        """The id of one token, given as tokenizer.json spells it; None if there is none with a row in the embedding."""
+        found = self._tokenizer.token_to_id(token)
+        return None if found is None or found >= self.vocab else found
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, all of it: truncation or padding that tokenizer.json asks for is not done.
@@ -179,16 +104,29 @@ class Tokenizer:
         Raises
         ------
         ConfigError
-            The text has lone surrogates, or a word that a tokenizer without an unknown token does not know.
+            The text has lone surrogates, a word that a tokenizer without an unknown token does not know, or a token
+            for which the embedding has no row.
         """
         try:
             text.encode()
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except UnicodeEncodeError as error:
             found = f"the lone surrogate U+{ord(text[error.start]):04X} at {error.start}"
             raise ConfigError(f"text: expected Unicode text, found {found}") from None
         except Exception as error:  # of this very type
             raise ConfigError(f"text: {error}") from None
+        highest = max(ids, default=0)
+        if highest >= self.vocab:
+            found = f"{highest} ({show(self._tokenizer.id_to_token(highest))})"
+            raise ConfigError(f"text: expected ids below {self.vocab}, the rows of the embedding, found {found}")
+        return ids
+
+    def spell(self, text: str) -> list[int]:
+        """Ids that write a text inside of another; [] where no ids of the embedding do."""
+        try:
+            return self.encode(text, add_special_tokens=False)
+        except ConfigError:
+            return []
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of ids; those without a token give nothing, and broken UTF-8 gives U+FFFD. Spaces are not cleaned up."""
@@ -203,36 +141,31 @@ class Tokenizer:
             raise ConfigError(f"ids: expected integers from 0 to {self.vocab - 1}, found {show(token_id)}")
         return value
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The chat template's text for a chat.
+    def render(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The chat template's text for a chat; of several templates that of ``tool_use`` with tools, else ``default``.
 
         Parameters
         ----------
         messages : list of dict
-            Each with ``"role"`` (a string), ``"content"`` (a string, or a list of parts) and what else the template
-            knows; JSON values only.
+            Each with ``"role"`` (a string) and, as the template knows them, ``"content"`` (a string, or a list of
+            parts), ``"tool_calls"``, ``"reasoning_content"`` and so on; JSON values only.
         add_generation_prompt : bool
             End with the head of the assistant's next turn.
         **variables
-            More for the template, such as ``enable_thinking=False``; JSON values only.
+            More for the template, such as ``enable_thinking=False``, ``tools`` or ``documents``; JSON values only.
 
         Raises
         ------
         ConfigError
-            There is no template, a message is malformed, or the template refuses the chat or fails on it.
+            There is no template, a message or variable is malformed, or the template refuses the chat, fails on it or
+            takes more time or memory than it may.
+        BackendError
+            The process that renders cannot be started.
         """
-        if self._template is None:
-            raise ConfigError(f"{self._where}: expected a chat template (or {TEMPLATE}), found none")
-        # Templates test `tools` and `documents` against none rather than whether they are defined.
-        values = {"tools": None, "documents": None, **self.special}
-        values |= {name: _plain(f"variable {show(name)}", value) for name, value in variables.items()}
-        values |= {"messages": _messages(messages), "add_generation_prompt": add_generation_prompt}
-        try:
-            return self._template.render(values)
-        except Exception as error:  # a template can raise anything
-            raise ConfigError(f"{self._where}: {str(error) or type(error).__name__}") from None
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self._templates.render(messages, self.special, variables)
 
-    def chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+    def chat(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables: Any) -> list[int]:
         """Ids of `render`'s text. The template writes the special tokens itself, so none are added."""
         return self.encode(self.render(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
@@ -248,10 +181,12 @@ class Tokenizer:
         """
         result = [b""] * self.vocab
         for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            result[i] = self._bytes_of(token)
+            if i < self.vocab:
+                result[i] = self._bytes_of(token)
         for i, token in self._added.items():
             # The byte-level decoder reads every token through its table, added ones too; most are in it as they are.
-            result[i] = self._bytes_of(token.content) if self._byte_level else token.content.encode()
+            if i < self.vocab:
+                result[i] = self._bytes_of(token.content) if self._byte_level else token.content.encode()
         return result
 
     @cached_property

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,30 @@ def test_chat_puts_prompts_through_the_template(skip, model):
     assert status == 0 and json.loads(out)["prompt_tokens"] == model.encode(PROBLEMS[0])
 
 
+def test_messages_of_a_file_are_chats_and_variables_reach_the_template(skip, model, tmp_path):
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / file).symlink_to(Path(skipkv.__file__).parent / "tiny" / file)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content }} {{ [a, b, c.d, e] | join(' ') }}")
+    variables = ["a=4", 'b="Dot"', 'c={"d": "Leo"}', "e=plums = 9", "a=5"]
+    path = tmp_path / "prompts.jsonl"
+    chat = [{"role": "user", "content": "Find"}]
+    values = [{"messages": chat, "prompt": None}, {"prompt": chat}, "Find"]
+    path.write_text("\n".join(map(json.dumps, values)))
+    argv = ["generate", tmp_path, *TINY[1:], *SHORT, "--json", "--prompts", path, "--chat"]
+    argv += [part for variable in variables for part in ("--template-var", variable)]
+    status, out, _ = skip(*argv)
+    assert status == 0
+    found = [json.loads(line)["prompt_tokens"] for line in out.splitlines()]
+    assert found == [model.encode("Find 5 Dot Leo plums = 9")] * 3
+    # A chat is one without --chat, too.
+    path.write_text("\n".join(map(json.dumps, values[:2])))
+    argv.remove("--chat")
+    assert [json.loads(line)["prompt_tokens"] for line in skip(*argv)[1].splitlines()] == found[:2]
+    [out] = skipkv.load(tmp_path, threads=1, progress=False).generate(
+        [chat], template={"a": 5, "b": "Dot", "c": {"d": "Leo"}, "e": "plums = 9"}, max_new_tokens=1, progress=False)
+    assert out.prompt_tokens == found[0]
+
+
 @pytest.mark.parametrize("scores", [False, True])
 def test_traces_are_saved(skip, model, tmp_path, scores):
     path = tmp_path / "t.npz"
@@ -132,6 +157,8 @@ ONE = ["generate", *TINY, "--prompt", "a"]
 BAD = [
     (["generate", *TINY, "--problem", "7", "--chat"],
      "problem 7 is in the chat template already; --chat is for other prompts"),
+    *(([*ONE, "--template-var", text], f"template-var is {text!r}; allowed: NAME=VALUE") for text in ("a", "=1", "")),
+    ([*ONE, "--template-var", "a=1"], "template is {'a': 1}; allowed with chat messages only, found 'a'"),
     (["generate", *TINY, "--problem", "7", "--trace-scores"], "--trace-scores needs --trace FILE.npz"),
     (["generate", *TINY], "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
     (["generate", *TINY, "--problem", "100000"], "problem is 100000; allowed: 0 to 99999"),
@@ -173,15 +200,20 @@ def test_what_argparse_refuses_is_status_2(skip, argv):
 
 def test_files_that_are_wrong_are_one_line_and_status_2(skip, tmp_path, vector):
     prompts = tmp_path / "p.jsonl"
-    no_text = "expected a JSON text or an object with a prompt"
+    no_text = "expected a JSON text or an object with a prompt or messages"
     for content, message in (
         (b'"a"\n{', f"{prompts}: line 2: {no_text}"),
-        *((raw, f"{prompts}: line 1: {no_text}") for raw in (b"5", b'{"text": "a"}', b'{"prompt": 5}')),
+        *((raw, f"{prompts}: line 1: {no_text}") for raw in (b"5", b'{"text": "a"}', b'{"prompt": 5}', b"[1]",
+           b'{"messages": "a"}', b'{"messages": []}', b'{"messages": [1]}', b'{"messages": {}}')),
         (b"", "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
         (b'"\xff"', f"{prompts}: expected UTF-8"),
     ):
         prompts.write_bytes(content)
         assert skip("generate", *TINY, "--prompts", prompts) == (2, "", f"skipkv: {message}\n")
+    for prompt, shown in (([1, 3], "[1, 3]"), ([], "[]")):
+        prompts.write_text(json.dumps({"prompt": prompt}))
+        status, _, err = skip("generate", *TINY, "--chat", "--prompts", prompts)
+        assert (status, err) == (2, f"skipkv: prompt is {shown}; allowed with --chat: a text or messages\n")
     missing = tmp_path / "none"
     for argv in (
         ["generate", *TINY, "--prompts", missing],

@@ -161,10 +161,15 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
     problems = tmp_path / "problems.jsonl"
     problems.write_text(json.dumps(draw(1)[0]) + "\n")
     assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
-    assert sorted(load_vectors(out)[0]) == [0, 1, 2, 3]
+    vectors = load_vectors(out)[0]
+    assert sorted(vectors) == [0, 1, 2, 3]
+    content = draw(1)[0]["prompt"].removeprefix("<s><|user|>").removesuffix("<|assistant|><think>\n")
+    problems.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}) + "\n")
+    assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
+    assert all(np.array_equal(vectors[layer], found) for layer, found in load_vectors(out)[0].items())
     problems.write_text("{}\n")
     assert main(["steer", "extract", "tiny", "--problems", str(problems), *end]) == 2
-    assert "line 1: expected an object with a prompt or a problem" in capsys.readouterr().err
+    assert "line 1: expected an object with a prompt, messages or a problem" in capsys.readouterr().err
 
 
 def test_files_that_are_no_vectors_are_refused(tmp_path):

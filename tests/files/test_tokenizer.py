@@ -348,8 +348,6 @@ UNREADABLE = "tokenizer.json: expected a tokenizer that the tokenizers library r
     ("{}", UNREADABLE + "Model missing. at line 1 column 2"),
     ('{"model": ', UNREADABLE + "EOF while parsing a value at line 1 column 10"),
     (changed(post_processor=post()), UNREADABLE + "no entry found for key"),  # the library panics, when first used
-    (changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}})), "tokenizer.json: expected ids below 400, the rows of the embedding, found 70000 (null)"),
-    (changed(model={"type": "WordLevel", "vocab": {"a": 0, "far": 400}, "unk_token": "a"}), "tokenizer.json: expected ids below 400, the rows of the embedding, found 400 ('far')"),
 ])  # fmt: skip
 def test_broken_tokenizer(tmp_path, raw, expected):
     if raw is not None:
@@ -358,18 +356,35 @@ def test_broken_tokenizer(tmp_path, raw, expected):
         Tokenizer(tmp_path, 400)
 
 
-def test_an_embedding_of_just_the_tokenizers_size_is_enough(tmp_path):
-    write(tmp_path, llama2())
-    size = llama2().get_vocab_size()
-    assert Tokenizer(tmp_path, size).n_vocab == size
-    with pytest.raises(CheckpointError, match=f"expected ids below {size - 1}, the rows .*, found {size - 1}"):
-        Tokenizer(tmp_path, size - 1)
+def test_a_tokenizer_file_above_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with refused(f"{tmp_path}/tokenizer.json: expected at most 100000000 bytes, found {1 << 40}", CheckpointError):
+        Tokenizer(tmp_path, 400)
+
+
+TO_70000 = changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}}))
+
+
+def test_a_token_beyond_the_embedding_is_refused_where_a_text_needs_it(tmp_path):
+    tokenizer = llama2()
+    tokenizer.add_special_tokens([AddedToken("<far>", special=True)])
+    far = tokenizer.get_vocab_size() - 1
+    ours = Tokenizer(write(tmp_path, tokenizer, {"bos_token": "<s>", "eos_token": "<far>"}), far)
+    assert (ours.n_vocab, ours.bos_id, ours.eos_id, ours.id_of("<far>")) == (far + 1, 1, None, None)
+    assert len(ours.token_bytes) == len(ours.token_texts) == far and "<far>" not in ours.token_texts
+    assert ours.decode(ours.encode("hello")) == "".join(streamed(ours, ours.encode("hello"))) == "hello"
+    with refused(f"text: expected ids below {far}, the rows of the embedding, found {far} ('<far>')"):
+        ours.encode("a<far>b")
+    assert ours.spell("a<far>b") == [] != ours.spell("ab")
+    assert Tokenizer(tmp_path, far + 1).encode("<far>")[-1] == far
+    (tmp_path / "tokenizer.json").write_text(TO_70000)
+    with refused("text: expected ids below 400, the rows of the embedding, found 70000 (null)"):
+        Tokenizer(tmp_path, 400).encode("a")
 
 
 SETTINGS = "tokenizer_config.json: "
-EXPECTED_TEMPLATE = (
-    SETTINGS + 'chat_template: expected a string or a list of {name, template} with one named "default", found '
-)
+EXPECTED_TEMPLATE = SETTINGS + "chat_template: expected a string or a list of {name, template}, found "
 
 
 @pytest.mark.parametrize("config, expected", [
@@ -379,10 +394,13 @@ EXPECTED_TEMPLATE = (
     ('{"bos_token": {"id": 1}}', SETTINGS + "bos_token: expected a token or an object with its content, found {'id': 1}"),
     ('{"split_special_tokens": "no"}', SETTINGS + "split_special_tokens: expected true or false, found 'no'"),
     ('{"chat_template": 5}', EXPECTED_TEMPLATE + "5"),
-    ('{"chat_template": {"default": "x"}}', EXPECTED_TEMPLATE + "{'default': 'x'}"),
-    ('{"chat_template": [{"name": "rag", "template": "x"}]}', EXPECTED_TEMPLATE + "[{'name': 'rag', 'template': 'x'}]"),
+    ('{"chat_template": {"default": 5}}', EXPECTED_TEMPLATE + "{'default': 5}"),
+    ('{"chat_template": [{"name": "rag", "template": null}]}', EXPECTED_TEMPLATE + "[{'name': 'rag', 'template': None}]"),
     ('{"chat_template": [{"name": "default"}, 3]}', EXPECTED_TEMPLATE + "[{'name': 'default'}, 3]"),
     ('{"chat_template": "\\n{% if x %}"}', SETTINGS + "chat_template: line 2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'. The innermost block that needs to be closed is 'if'."),
+    ('{"chat_template": [{"name": "tool_use", "template": "{{"}]}', SETTINGS + "chat_template: 'tool_use': line 1: unexpected 'end of template'"),
+    ('{"chat_template": "{% \\u001b[2J %}"}', SETTINGS + "chat_template: line 1: unexpected char '\\x1b' at 3"),
+    (json.dumps({"chat_template": "a" * (1 << 18) + "b"}), SETTINGS + "chat_template: expected at most 262144 characters, found 262145"),
 ])  # fmt: skip
 def test_broken_settings(tmp_path, config, expected):
     write(tmp_path, llama2())
@@ -396,12 +414,18 @@ def test_a_template_file_that_is_not_text(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
     with refused(f"{tmp_path}/chat_template.jinja: expected UTF-8, found byte 0xff at 2", CheckpointError):
         Tokenizer(tmp_path, 400)
+    (tmp_path / "chat_template.jinja").write_bytes(b"a" * (1 << 18) + b"b")
+    with refused(f"{tmp_path}/chat_template.jinja: expected at most 262144 bytes, found 262145", CheckpointError):
+        Tokenizer(tmp_path, 400)
 
 
 @pytest.mark.parametrize("template, expected", [
     ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe."),
     ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe."),
-    ("{{ dict.update(messages[0], {'content': 'x'}) }}", "'function object' has no attribute 'update'"),
+    ("{{ dict.update(messages[0], {'content': 'x'}) }}", "'__main__._Dict object' has no attribute 'update'"),
+    ("{{ dict.fromkeys.__self__.update }}", "access to attribute '__self__' of 'builtin_function_or_method' object is unsafe."),
+    ("{{ namespace(_x=1) }}", "namespace: expected a name without a leading _, found '_x'"),
+    ("{% set ns = namespace() %}{% set ns.__html__ = 1 %}", "namespace: expected a name without a leading _, found '__html__'"),
     ("{{ raise_exception.__globals__ }}{{ raise_exception.__globals__['os'] }}", "access to attribute '__globals__' of 'function' object is unsafe."),
     ("{{ '{0.__class__.__mro__}'.format(1) }}", "access to attribute '__class__' of 'int' object is unsafe."),
     ("{% include 'tokenizer.json' %}", "no loader for this environment specified"),
@@ -421,11 +445,11 @@ def test_a_template_that_fails_or_reaches_out(tmp_path, template, expected):
 @pytest.mark.parametrize("messages, expected", [
     ("hi", "messages: expected a list of messages, found 'hi'"),
     ([], "messages: expected a list of messages, found []"),
-    ([*user("a"), "b"], "messages[1]: expected a dict with role and content, found 'b'"),
-    ([{"role": "user"}], "messages[0]: expected a dict with role and content, found {'role': 'user'}"),
-    ([{"role": 1, "content": "a"}], "messages[0]: role: expected a string, found 1"),
-    ([*user("a"), {"role": "assistant", "content": None}], "messages[1]: content: expected a string or a list of parts, found null"),
-    ([{"role": "user", "content": "a", "file": Path("x")}], f"messages: expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"),
+    ([*user("a"), "b"], "messages[1]: expected a dict with a role, found 'b'"),
+    ([{"content": "a"}], "messages[0]: expected a dict with a role, found {'content': 'a'}"),
+    ([{"role": 1, "content": "a"}], "messages[0]: expected a dict with a role, found {'content': 'a', 'role': 1}"),
+    ([*user("a"), {"role": "assistant", "content": 5}], "messages[1]: content: expected a string or a list of parts, found 5"),
+    ([{"role": "user", "content": "a", "file": Path("x")}], f"messages[0]: expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"),
 ])  # fmt: skip
 def test_malformed_messages(opened, messages, expected):
     with refused(expected):
@@ -433,7 +457,7 @@ def test_malformed_messages(opened, messages, expected):
 
 
 def test_a_variable_with_methods_is_refused(opened):
-    message = f"variable 'where': expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"
+    message = f"template: 'where': expected JSON values: Object of type {type(Path('x')).__name__} is not JSON serializable"
     with refused(message):
         opened["qwen"].chat(user("a"), where=Path("x"))
 
@@ -441,6 +465,10 @@ def test_a_variable_with_methods_is_refused(opened):
 def test_no_template(tmp_path):
     ours = Tokenizer(write(tmp_path, llama2()), 400)
     with refused(f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found none"):
+        ours.chat(user("a"))
+    ours = Tokenizer(write(tmp_path, llama2(), {"chat_template": {"rag": "{%", "tool_use": "t"}}), 400)
+    assert ours.render(user("a"), tools=[]) == "t"
+    with refused(f"{tmp_path}/tokenizer_config.json: chat_template: expected a chat template (or chat_template.jinja), found only 'rag', 'tool_use'"):
         ours.chat(user("a"))
 
 
@@ -458,3 +486,4 @@ def test_texts_that_have_no_ids(tmp_path, opened):
     words = tokenizers.Tokenizer(WordLevel({"a": 0}, unk_token="?"))
     with pytest.raises(ConfigError, match=r"^text: WordLevel error: Missing \[UNK\] token from the vocabulary$"):
         Tokenizer(write(tmp_path, words), 1).encode("b")
+    assert Tokenizer(tmp_path, 1).spell("b") == []

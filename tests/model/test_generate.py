@@ -42,6 +42,8 @@ def test_every_form_of_a_prompt_gives_the_same(model):
     assert len({tuple(out.tokens) for out in outs}) == 1 and {tuple(out.prompt_tokens) for out in outs} == {tuple(ids)}
     assert [out.prompt_tokens for out in run(model, np.array([ids, ids]), max_new_tokens=1)] == [ids, ids]
     assert run(model, []) == []
+    bare = model.encode(messages, {"add_generation_prompt": False, "bos_token": "Dot", "unknown": [None]})
+    assert bare == model.encode("Dot" + text.removeprefix("<s>").removesuffix("<|assistant|><think>\n"))
 
 
 def test_results_come_in_order_of_prompt_and_sample(model):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import LLAMA, write, write_tokenizer
-from harness import VARIANTS, refused
+from generations import PROBLEMS
+from harness import TINY, VARIANTS, refused
 
 import skipkv
 from skipkv import _skipkv
@@ -171,3 +172,25 @@ print(model.name, model.generate([[1, 2]], max_new_tokens=3, stop_ids=(), progre
         (tmp_path / file).write_bytes((cached / "blobs" / f"blob{i}").read_bytes())
     expected = skipkv.load(tmp_path, progress=False).generate([[1, 2]], max_new_tokens=3, stop_ids=(), progress=False)
     assert out == f"skipkv-test/small {expected[0].tokens}\n" and len(tensors) > 10
+
+
+def test_tokens_that_the_embedding_has_no_rows_for(tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((TINY / file).read_bytes())
+    tokenizer = json.loads((TINY / "tokenizer.json").read_text())
+    moved = {"</think>": 231, "</s>": 240}
+    tokenizer["model"]["vocab"] |= moved
+    for token in tokenizer["added_tokens"]:
+        token["id"] = moved.get(token["content"], token["id"])
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    model = skipkv.load(tmp_path, threads=1, progress=False)
+    assert model.stop_ids == frozenset() and model.end_of_thinking == []
+    for method in ("skipkv:budget=40,interval=32", "skipkv:budget=40,interval=32,compat=official"):
+        [out] = model.generate(PROBLEMS[0], method, max_new_tokens=60, brake=1, progress=False)
+        assert len(out.tokens) == 60 and out.stats.compactions
+    with refused("text: expected ids below 231, the rows of the embedding, found 231 ('</think>')"):
+        model.generate(["Dot", "Dot</think>"], progress=False)
+    with refused("prompt 0 holds token 231; allowed: 0 to 230"):
+        model.generate([[5, 231]], progress=False)

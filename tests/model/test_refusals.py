@@ -50,6 +50,7 @@ OPTIONS = [  # of generate and stream
     ("top_p", (1.01,), "numbers from 0 to 1"),
     ("min_p", (-1,), "numbers from 0 to 1"),
     ("seed", (-1, 2**64), "integers from 0 to 18446744073709551615"),
+    ("template", (5, ["a"], {1: 2}), "a mapping of names to JSON values"),
     ("method", (5,), "a method or its string"),
     ("prompts", (5, None, {"a": "b"}), "a text, token ids, messages, or many of them"),
 ]
@@ -119,11 +120,13 @@ ONES, NO_IDS = np.ones(256, np.float32), np.zeros(0, int)
 EMPTY = "none may be empty, head_dim at most 512, query heads a multiple of KV heads"
 ONE_SET = ("budget differs between the KV heads of layer 0; "
            "allowed: one number a layer, as h2o-last keeps one set for all heads")  # fmt: skip
+CHAT = [{"role": "user", "content": "Dot"}]
+NO_MESSAGES = "template holds 'messages'; allowed: other variables, as the prompt is the messages"
 PROMPT = "a text, token ids, or a list of messages"
 POSITIONS = "positions: expected integers from 0 to 1073741823, ascending; found others"
 STEERINGS = "steering: expected a Steering, or one or None for each of 1 prompts"
 STREAM_TAKES = ("max_new_tokens, stop, stop_ids, n, rows, memory_limit, trace, cache, grouping, padding, full_length, "
-                "brake, temperature, top_k, top_p, min_p, seed")  # fmt: skip
+                "brake, template, temperature, top_k, top_p, min_p, seed")  # fmt: skip
 
 
 def at_open(method, n_prompt=1, **options):
@@ -275,6 +278,18 @@ REFUSED = [
     (lambda m: generate(m, stop_ids=[231]), "stop_ids is 231; allowed: integers from 0 to 230"),
     (lambda m: generate(m, stop_ids=["a"]), "stop_ids is 'a'; allowed: integers from 0 to 230"),
     (lambda m: generate(m, max_tokens=5), f"option 'max_tokens' is unknown; allowed: {STREAM_TAKES}"),
+    (lambda m: generate(m, CHAT, template={"messages": []}), NO_MESSAGES),
+    (lambda m: m.encode(CHAT, {"messages": []}), NO_MESSAGES),
+    (lambda m: m.encode(CHAT, 5), "template is 5; allowed: a mapping of names to JSON values"),
+    (lambda m: generate(m, CHAT, template={"a": {1}}),
+     "template: 'a': expected JSON values: Object of type set is not JSON serializable"),
+    (lambda m: generate(m, CHAT, template={"tools": [len]}),
+     "template: 'tools': expected JSON values: Object of type builtin_function_or_method is not JSON serializable"),
+    (lambda m: generate(m, CHAT, template={"tools": {}}), "template: 'tools': expected a list of objects, found {}"),
+    *((lambda m, p=p: generate(m, [CHAT, p], template={"a": 1}),
+       f"template is {{'a': 1}}; allowed with chat messages only, found {p}") for p in ([5], [[]])),
+    (lambda m: m.encode("Dot", {"a": 1}), "template is {'a': 1}; allowed with chat messages only, found 'Dot'"),
+    (lambda m: generate(m, [{"content": "a"}]), "messages[0]: expected a dict with a role, found {'content': 'a'}"),
     (lambda m: m.replay(PROBLEMS[0], sequence=(0, -1)), "sequence is -1; allowed: integers from 0 to 2147483647"),
     (lambda m: m.replay([1, 231]), "text holds token 231; allowed: 0 to 230"),
     (lambda m: m.replay(""), "text has 0 tokens; allowed: 1 to the context of 4096"),

@@ -1,0 +1,227 @@
+"""Chats to prompts by the checkpoint's own template, as transformers renders it, in a process of its own.
+
+    messages, variables → plain JSON values → a worker's process → text
+
+A template is a program that came with the weights. It is only parsed here; `skipkv.load.worker` compiles and renders it
+in a sandbox, with the time and the memory that stand there.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from skipkv.errors import BackendError, CheckpointError, ConfigError
+from skipkv.load import worker
+from skipkv.load.files import Fields, decode, read_file, show
+
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+MAX_TEMPLATE = 1 << 18  # bytes; the largest published ones have a tenth of it, and parsing takes seconds a megabyte
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
+# The worker sees the modules that are seen here, whatever brought them; its own start looks at no environment.
+START = "import sys, json, runpy; sys.path[:] = json.loads(sys.argv[2]); runpy.run_path(sys.argv[1], None, '__main__')"
+ENVIRONMENT = ("TZ", "LD_LIBRARY_PATH")  # no secrets, and no sanitizer, which takes more address space than any limit
+ENDS = {worker.NO_MEMORY: "needs more memory", -signal.SIGALRM: "needs more time"}  # by exit status
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A copy made of JSON types only: an object with methods would hand the template a way out of the sandbox."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: expected JSON values: {error}") from None
+
+
+def check_variables(name: str, values: Any) -> dict[str, Any]:
+    """A copy of a template's variables.
+
+    Raises
+    ------
+    ConfigError
+        They are no mapping of names to JSON values; ``messages`` is among them; ``tools`` or ``documents`` is no list
+        of objects.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{name} is {values!r:.80}; allowed: a mapping of names to JSON values")
+    if "messages" in values:
+        raise ConfigError(f"{name} holds 'messages'; allowed: other variables, as the prompt is the messages")
+    result = {key: _plain(f"{name}: {show(key)}", value) for key, value in values.items()}
+    for key in ("tools", "documents"):
+        value = result.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+            raise ConfigError(f"{name}: {show(key)}: expected a list of objects, found {show(value)}")
+    return result
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """A copy of a chat as templates see it: without keys that are null, and with reasoning under its usual names."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ConfigError(f"messages: expected a list of messages, found {show(messages)}")
+    result = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ConfigError(f"messages[{i}]: expected a dict with a role, found {show(message)}")
+        if not isinstance(message.get("content"), (str, list, tuple, type(None))):
+            found = show(message["content"])
+            raise ConfigError(f"messages[{i}]: content: expected a string or a list of parts, found {found}")
+        kept = {key: value for key, value in _plain(f"messages[{i}]", message).items() if value is not None}
+        reasoning = [kept[key] for key in REASONING if key in kept]
+        result.append({"thinking": reasoning[0], **kept, "reasoning_content": reasoning[0]} if reasoning else kept)
+    return result
+
+
+class Templates:
+    """A checkpoint's chat templates, and the process that renders them, started with the first chat.
+
+    Parameters
+    ----------
+    directory : Path
+        Its chat_template.jinja and its additional_chat_templates go before the ``chat_template`` of the settings.
+    settings : Fields
+        tokenizer_config.json.
+
+    Raises
+    ------
+    CheckpointError
+        A template is no text, too long or not well-formed.
+    """
+
+    def __init__(self, directory: Path, settings: Fields) -> None:
+        self._where = f"{settings.path}: chat_template"
+        files = {"default": directory / TEMPLATE} if (directory / TEMPLATE).exists() else {}
+        files |= {path.stem: path for path in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+        found = {name: (str(path), path) for name, path in files.items()} or self._inline(settings)
+        self._names = sorted(found)
+        self._texts: dict[str, tuple[str, str]] = {}
+        for name in found.keys() & {"default", "tool_use"}:  # the others are never asked for
+            where, text = found[name]
+            if isinstance(text, Path):
+                text = decode(read_file(text, MAX_TEMPLATE), text)
+            if len(text) > MAX_TEMPLATE:
+                raise CheckpointError(f"{where}: expected at most {MAX_TEMPLATE} characters, found {len(text)}")
+            try:
+                worker.environment().parse(text)
+            except Exception as error:  # a deep one overflows the stack, a long number is no integer
+                raise CheckpointError(f"{where}: {worker.explain(error)}") from None
+            self._texts[name] = where, text
+        self._renderer = Renderer()
+
+    def _inline(self, settings: Fields) -> dict[str, tuple[str, str]]:
+        named = settings.get("chat_template")
+        if named is None or isinstance(named, str):
+            return {} if named is None else {"default": (self._where, named)}
+        if isinstance(named, list) and all(isinstance(v, dict) and {"name", "template"} <= v.keys() for v in named):
+            named = {str(v["name"]): v["template"] for v in named}
+        if not isinstance(named, dict) or not all(isinstance(text, str) for text in named.values()):
+            settings.fail("chat_template", "a string or a list of {name, template}")
+        return {name: (f"{self._where}: {show(name)}", text) for name, text in named.items()}
+
+    def render(self, messages: Any, special: Mapping[str, str], variables: Mapping[str, Any]) -> str:
+        """See `Tokenizer.render`; special: the tokens that templates see, which variables of their names replace."""
+        # Templates test `tools` and `documents` against none rather than whether they are defined.
+        values = {"tools": None, "documents": None, **special, **check_variables("template", variables)}
+        values["messages"] = check_messages(messages)
+        name = "tool_use" if values["tools"] is not None and "tool_use" in self._texts else "default"
+        if name not in self._texts:
+            found = f"only {', '.join(map(show, self._names))}" if self._names else "none"
+            raise ConfigError(f"{self._where}: expected a chat template (or {TEMPLATE}), found {found}")
+        return self._renderer.render(*self._texts[name], values)
+
+
+class Renderer:
+    """Renders in a process of its own, which threads take turns to use; the child of a fork starts another."""
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), os.getpid()
+        self._worker: _Worker | None = None
+
+    def render(self, where: str, template: str, values: Mapping[str, Any]) -> str:
+        """The text; where: names the template.
+
+        Raises
+        ------
+        ConfigError
+            The template refuses, fails, or takes more time or memory than it may.
+        BackendError
+            No process can be started.
+        """
+        if self._owner != os.getpid():  # the process is the parent's, and a thread that is not here may hold the lock
+            self.__init__()
+        request = json.dumps([template, values]).encode() + b"\n"
+        with self._lock:
+            again = self._worker is not None and self._worker.end.alive
+            answer = self._ask(request)
+            if again and isinstance(answer, int) and answer not in ENDS:
+                answer = self._ask(request)  # it may have been killed from outside meanwhile
+        if isinstance(answer, int):
+            ended = ENDS.get(answer, f"ends its process with status {answer}")
+            limits = f"{worker.SECONDS} s and {worker.BYTES >> 20} MiB"
+            raise ConfigError(f"{where}: expected a template that renders within {limits}, found one that {ended}")
+        text, error = answer
+        if error is not None:
+            raise ConfigError(f"{where}: {error}")
+        return text
+
+    def _ask(self, request: bytes) -> list | int:
+        if self._worker is None or not self._worker.end.alive:
+            self._worker = _Worker()
+        return self._worker.ask(request)
+
+
+class _Worker:
+    """A running process; ``end`` ends it, at the latest with this object or with Python."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        command = [sys.executable, "-IS", "-c", START, worker.__file__, json.dumps([*map(str, sys.path)])]
+        environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
+                    start_new_session=True,  # a terminal's Ctrl-C is for this process alone
+                )  # fmt: skip
+            except OSError as error:
+                raise BackendError(f"chat templates need a process of {sys.executable!r}: {error.strerror}") from None
+        self.end = weakref.finalize(self, _end, self._process, self._channel, os.getpid())
+
+    def ask(self, request: bytes) -> list | int:
+        """[text, None], [None, error], or the status of the process if it ended instead."""
+        deadline, reply = time.monotonic() + worker.SECONDS, bytearray()
+        try:
+            self._channel.settimeout(worker.SECONDS)
+            self._channel.sendall(request)
+            while not reply.endswith(b"\n"):
+                self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+                part = self._channel.recv(1 << 16)
+                if not part:
+                    raise ConnectionError
+                reply += part
+            return json.loads(reply)
+        except TimeoutError:
+            self.end()
+            return -signal.SIGALRM
+        except ConnectionError:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            self.end()
+            return self._process.returncode
+        except BaseException:  # Ctrl-C
+            self.end()
+            raise
+
+
+def _end(process: subprocess.Popen, channel: socket.socket, owner: int) -> None:
+    channel.close()
+    if owner == os.getpid():
+        process.kill()
+        process.wait()
