@@ -35,7 +35,7 @@ typedef struct skv_config {
     double rope_beta_fast, rope_beta_slow;              /* yarn */
     bool rope_truncate;                                 /* yarn: the ramp begins and ends at whole pairs */
     double rope_attention_factor;                       /* of rotated queries and keys, yarn; 1 */
-    bool unrotated[SKV_MAX_LAYERS];                     /* layers without RoPE */
+    uint64_t unrotated[SKV_MAX_LAYERS / 64];            /* bit i % 64 of word i / 64: layer i has no RoPE */
 } skv_config;
 
 /* Refuses dimensions that the core cannot hold (see LIMIT in config.c) or that do not fit together. */

@@ -92,7 +92,7 @@ static void layer(skv_session *s, size_t index, size_t n) {
         ops->rmsnorm(device, s->q, l->q_norm, c->norm_eps, n * n_heads, dim, s->q);
         ops->rmsnorm(device, s->k, l->k_norm, c->norm_eps, n * n_kv, dim, s->k);
     }
-    if (!c->unrotated[index]) {
+    if (!(c->unrotated[index / 64] >> index % 64 & 1)) {
         ops->rope(device, s->q, n_heads);
         ops->rope(device, s->k, n_kv);
     }

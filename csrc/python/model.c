@@ -33,7 +33,7 @@ static void read_unrotated(PyObject *module, PyObject *config, skv_config *c, in
     for (Py_ssize_t i = 0; i < n && !PyErr_Occurred(); i++) {
         const long layer = PyLong_AsLong(PySequence_Fast_GET_ITEM(layers, i));
         if (layer >= 0 && layer < SKV_MAX_LAYERS)
-            c->unrotated[layer] = true;
+            c->unrotated[layer / 64] |= (uint64_t)1 << layer % 64;
         else if (!PyErr_Occurred())
             py_config_error(module, "config: unrotated holds layer %ld; allowed: 0 to %d", layer, SKV_MAX_LAYERS - 1);
     }
