@@ -13,7 +13,7 @@ import numpy as np
 
 from skipkv import _skipkv, sentences
 from skipkv.checks import CONSTANTS, integer, one_of
-from skipkv.errors import BackendError, ConfigError
+from skipkv.errors import ConfigError
 from skipkv.load.config import ModelConfig
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import SUMS, Method, parse_method
@@ -38,19 +38,8 @@ def cpu_count() -> int:
 def count_threads(threads: int | None) -> int:
     """Threads that compute; all processors of this process by default."""
     if threads is None:
-        return _may_thread(min(cpu_count(), DEFAULT_THREADS))
-    return _may_thread(integer("threads", threads, 1, CONSTANTS["max_threads"]))
-
-
-_team = {"used": False, "lost": False}  # whether OpenMP's threads have computed here; whether a fork left them behind
-os.register_at_fork(after_in_child=lambda: _team.update(lost=_team["used"]))
-
-
-def _may_thread(threads: int) -> int:
-    if threads > 1 and _team["lost"]:
-        raise BackendError("this process was forked after skipkv had computed; allowed: threads=1, or to spawn it")
-    _team["used"] |= threads > 1
-    return threads
+        return min(cpu_count(), DEFAULT_THREADS)
+    return integer("threads", threads, 1, CONSTANTS["max_threads"])
 
 
 def trace_level(trace: Any) -> int:
@@ -79,26 +68,14 @@ class Engine:
 
     def __init__(
         self, core: _skipkv.Model, config: ModelConfig, tokenizer: Tokenizer | None, name: str,
-        generation: dict[str, Any], threads: int,
+        generation: dict[str, Any], threads: int, eos: int | list[int] | None = None,
     ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
-        self.generation, self._n_threads = generation, threads
+        self.generation, self.threads, self._eos = generation, threads, eos
         self._vocabularies: dict[str, tuple] = {}
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute.
-
-        Raises
-        ------
-        BackendError
-            This process was forked from one whose threads had computed: they are not here, and waiting for them would
-            never end.
-        """
-        return _may_thread(self._n_threads)
 
     @property
     def dtype(self) -> str:
@@ -107,11 +84,10 @@ class Engine:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """eos_token_id of generation_config.json; without it, the tokenizer's."""
-        eos = self.generation.get("eos_token_id")
-        if eos is None:
-            eos = self.tokenizer.eos_id if self.tokenizer else None
-        return frozenset([eos] if isinstance(eos, int) else eos or [])
+        """eos_token_id of generation_config.json; without it, that of config.json and the tokenizer's."""
+        given = self.generation.get("eos_token_id")
+        found = [given] if given is not None else [self._eos, self.tokenizer.eos_id if self.tokenizer else None]
+        return frozenset(i for eos in found if eos is not None for i in (eos if isinstance(eos, list) else [eos]))
 
     @property
     def end_of_thinking(self) -> list[int]:

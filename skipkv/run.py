@@ -6,17 +6,17 @@ prompts × samples → queue → rows (open, or fork a prefilled prompt) → for
 import math
 import signal
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from skipkv.checks import check_fields, checked, integer, number, one_of
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
-from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.errors import BackendError, CapacityError, ConfigError, warn
 from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
@@ -63,9 +63,9 @@ class Options(Sampling):
         See `Sampling`; greedy by default.
     max_new_tokens : int
     stop : str or sequence of str
-        Texts that end a generation; left out of its text.
+        Texts that end a generation, special tokens included; left out of its text.
     stop_ids : iterable of int, optional
-        Tokens that end it; those of generation_config.json by default.
+        Tokens that end it; by default those of generation_config.json, or else of config.json and the tokenizer.
     n : int
         Samples of every prompt; they share one prefill.
     rows : int
@@ -130,33 +130,29 @@ class Options(Sampling):
 class Interrupt:
     """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises.
 
-    Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
+    One inside another begins with what the outer one has seen.
     """
 
+    seen = False
+
     def __enter__(self) -> "Interrupt":
-        self.seen = self._over = False
         self._previous = None
         previous = signal.getsignal(signal.SIGINT)
         # Where SIGINT is ignored, or kills the process, it stays so.
         if callable(previous) and threading.current_thread() is threading.main_thread():
+            outer = getattr(previous, "__self__", None)
+            self.seen |= isinstance(outer, Interrupt) and outer.seen
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        if self._over:
-            self._previous(number, frame)
-        elif self.seen:
+        if self.seen:
             raise KeyboardInterrupt
         self.seen = True
 
     def __exit__(self, *_: object) -> None:
-        self._over = True
-        handler = signal.getsignal(signal.SIGINT)
-        if handler != self._note or threading.current_thread() is not threading.main_thread():
-            return
-        while isinstance(of := getattr(handler, "__self__", None), Interrupt) and of._over:
-            handler = of._previous
-        signal.signal(signal.SIGINT, handler)
+        if self._previous and signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -168,7 +164,8 @@ class _Row(Row):
     template: bool = False  # holds a prompt but for its last token, to be forked
     stream: Stream | None = None
     pieces: list[str] = field(default_factory=list)
-    held_back: str = ""  # text that may turn out to begin a stop string
+    held_back: str = ""  # text that may turn out to begin a stop string, skipped special tokens included
+    shown: list[bool] = field(default_factory=list)  # of its characters: not of such a token
     forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
     brake_level: int = 0
     repeating: int = 0  # when the brake last looked
@@ -314,19 +311,26 @@ class Run:
 
     # -- steps
 
-    def events(self, stacklevel: int = 3) -> Iterator[Event]:
-        """Work until everything is done or interrupted; yields every new token.
+    def events(self) -> Iterator[Event]:
+        """As `steps`; Ctrl-C is taken only while they work, for between two of them it is the caller's."""
+        interrupt = Interrupt()
+        steps = self.steps(interrupt)
+        while True:
+            with interrupt:
+                event = next(steps, None)
+            if event is None:
+                return
+            yield event
 
-        Warnings point at whoever iterates, or with a higher ``stacklevel`` at a caller further out.
-        """
-        with Interrupt() as interrupt:
-            while self.queue or self.active or self.template:
-                if interrupt.seen:
-                    yield from self._interrupted()
-                    return
-                self._admit()
-                yield from self._step()
-        self._warn(stacklevel)
+    def steps(self, interrupt: Interrupt) -> Iterator[Event]:
+        """Work until everything is done or interrupted; yields every new token."""
+        while self.queue or self.active or self.template:
+            if interrupt.seen:
+                yield from self._interrupted()
+                return
+            self._admit()
+            yield from self._step()
+        self._warn()
 
     def _step(self) -> Iterator[Event]:
         rows = self.active + ([self.template] if self.template else [])
@@ -392,24 +396,24 @@ class Run:
             reason = "context"
         if reason and row.stream:
             text += row.stream.flush()
-        text, stopped = self._cut(row, text, last=reason is not None)
+        text, stopped = self._cut(row, text, row.stream.skipped(token) if row.stream else "", last=reason is not None)
         row.pieces.append(text)
         if stopped:
             reason = "stop"
         return Event(row.prompt, row.sample, token, text, self._finish(row, reason) if reason else None)
 
-    def _cut(self, row: _Row, text: str, last: bool) -> tuple[str, bool]:
-        """Text that may be shown: what could still begin a stop string is held back."""
-        if not self.options.stop:
-            return text, False
-        text = row.held_back + text
+    def _cut(self, row: _Row, text: str, special: str, last: bool) -> tuple[str, bool]:
+        """Text that may be shown, and whether a stop string ends it; what could still begin one is held back.
+
+        Stop strings are searched in the text with its special tokens, of which none is shown.
+        """
+        shown = row.shown + [True] * len(text) + [False] * len(special)
+        text = row.held_back + text + special
         found = [at for at in (text.find(stop) for stop in self.options.stop) if at >= 0]
-        if found:
-            return text[: min(found)], True
         begun = (n for stop in self.options.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        keep = 0 if last else max(begun, default=0)
-        row.held_back = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        end = min(found) if found else len(text) - (0 if last else max(begun, default=0))
+        row.held_back, row.shown = text[end:], shown[end:]
+        return "".join(compress(text[:end], shown)), bool(found)
 
     def _finish(self, row: _Row, reason: str) -> Generation:
         o, n = self.options, row.n_prompt
@@ -426,9 +430,8 @@ class Run:
 
     def _interrupted(self) -> Iterator[Event]:
         for row in list(self.active):
-            if row.stream:
-                row.pieces.append(row.held_back + row.stream.flush())
-            text = row.pieces[-1] if row.pieces else ""
+            text, _ = self._cut(row, row.stream.flush() if row.stream else "", "", last=True)
+            row.pieces.append(text)
             yield Event(row.prompt, row.sample, None, text, self._finish(row, "interrupted"))
         for prompt, sample in self.queue:
             ids = list(self.prompts[prompt])
@@ -436,17 +439,15 @@ class Run:
             self.outputs[prompt, sample] = generation
             yield Event(prompt, sample, None, "", generation)
 
-    def _warn(self, stacklevel: int) -> None:
+    def _warn(self) -> None:
         stats = [g.stats for g in self.outputs.values() if g.stats]
         if self.method.compacts and stats and not any(s.compactions for s in stats):
             longest = max(s.prompt_tokens + s.new_tokens for s in stats)
-            text = f"{self.method} never compacted: the longest of {len(stats)} rows has {longest} tokens"
-            warnings.warn(text, stacklevel=stacklevel)
+            warn(f"{self.method} never compacted: the longest of {len(stats)} rows has {longest} tokens")
         steered = [g for g in self.outputs.values() if g.stats and self.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.steering[steered[0].prompt].scope
-            text = f"steering steered no token: none in scope {scope!r} holds a blank line"
-            warnings.warn(text, stacklevel=stacklevel)
+            warn(f"steering steered no token: none in scope {scope!r} holds a blank line")
 
     def results(self, complete: bool = True) -> list[Generation]:
         """In order of prompt and sample; with complete=False only those that have ended."""

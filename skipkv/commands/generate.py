@@ -11,6 +11,7 @@ from skipkv.commands.options import METHOD_HELP, add_model, add_numbers, load_mo
 from skipkv.errors import ConfigError
 from skipkv.load.texts import read_prompts
 from skipkv.results import Generation
+from skipkv.run import Interrupt
 from skipkv.steering import parse_run
 from skipkv.tiny.problems import draw
 
@@ -48,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
     options["trace"] = "scores" if args.trace_scores else args.trace is not None
     if len(prompts) == 1 and args.n == 1 and not args.json:
         outs = []
-        for event in model.stream(prompts, method, steering, **options):
-            print(event.text, end="", flush=True)
-            outs += [event.generation] if event.generation else []
+        with Interrupt():  # between two events, too, Ctrl-C ends the text and nothing more
+            for event in model.stream(prompts, method, steering, **options):
+                print(event.text, end="", flush=True)
+                outs += [event.generation] if event.generation else []
         print()
     else:
         outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
