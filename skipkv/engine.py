@@ -13,7 +13,7 @@ import numpy as np
 
 from skipkv import _skipkv, sentences
 from skipkv.checks import CONSTANTS, integer, one_of
-from skipkv.errors import ConfigError
+from skipkv.errors import ConfigError, warn
 from skipkv.load.config import ModelConfig
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import SUMS, Method, parse_method
@@ -73,6 +73,7 @@ class Engine:
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
         self.generation, self.threads, self._eos = generation, threads, eos
         self._vocabularies: dict[str, tuple] = {}
+        self._said: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
@@ -123,7 +124,21 @@ class Engine:
             raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(list(prompt))
+        if not isinstance(prompt, str):
+            return self.tokenizer.chat(list(prompt))
+        ids = self.tokenizer.encode(prompt)
+        if ids[:1] == ids[1:2]:
+            plain = self.tokenizer.encode(prompt, add_special_tokens=False)
+            if len(plain) < len(ids) and ids[1 : 1 + len(plain)] == plain:
+                token = self.tokenizer.token_texts[ids[0]]
+                self._say_once(f"the prompt begins with {token!r}, and the tokenizer adds another: leave one out")
+        return ids
+
+    def _say_once(self, text: str) -> None:
+        """Warn of a likely mistake, once for this model."""
+        if text not in self._said:
+            self._said.add(text)
+            warn(text)
 
     def encode_all(self, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
         """Ids of one prompt or of many."""

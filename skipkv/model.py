@@ -19,7 +19,7 @@ from skipkv.load.files import read_object
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import Method, parse_method
 from skipkv.results import Event, Generation, Replay
-from skipkv.run import Interrupt, Options, Run
+from skipkv.run import Interrupt, Options, Run, choose
 from skipkv.steering import Steering
 
 LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they are wide
@@ -180,7 +180,7 @@ class Model(Engine):
         return self._run(prompts, method, steering, **options).events()
 
     def _run(self, prompts: Any, method: Any, steering: Any, **options: Any) -> Run:
-        chosen = Options.of(options)  # refused before anything is encoded
+        chosen = choose(self, options)  # refused before anything is encoded
         return Run(self, self.encode_all(prompts), parse_method(method), steering, chosen)
 
     # -- teacher forcing

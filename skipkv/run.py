@@ -8,15 +8,16 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from skipkv.checks import check_fields, checked, integer, number, one_of
+from skipkv.checks import check_fields, checked, integer, number, one_of, plain
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
-from skipkv.errors import BackendError, CapacityError, ConfigError, warn
+from skipkv.errors import BackendError, CapacityError, CheckpointError, ConfigError, warn
+from skipkv.load.checkpoint import GENERATION
 from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
 from skipkv.results import Event, Generation
@@ -41,6 +42,9 @@ class Sampling:
         Tokens at least this likely relative to the most likely one; 0: all.
     seed : int
         Draws depend on it, the prompt's index, the sample's index and the position; never on the batch.
+    repetition_penalty : float
+        What the logit of every token of prompt and text is divided by, or multiplied with where it is below 0, before
+        all else, greedy too; 1: off.
     """
 
     temperature: float = checked(0.0, number, 0, 1000)
@@ -48,6 +52,8 @@ class Sampling:
     top_p: float = checked(1.0, number, 0, 1)
     min_p: float = checked(0.0, number, 0, 1)
     seed: int = checked(0, integer, 0, 2**64 - 1)
+    # What lies beyond would take logits out of float32's range.
+    repetition_penalty: float = checked(1.0, number, 1e-30, 1e30)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,7 +65,7 @@ class Options(Sampling):
 
     Parameters
     ----------
-    temperature, top_k, top_p, min_p, seed
+    temperature, top_k, top_p, min_p, seed, repetition_penalty
         See `Sampling`; greedy by default.
     max_new_tokens : int
     stop : str or sequence of str
@@ -85,6 +91,8 @@ class Options(Sampling):
     brake : int
         k > 0: after k sentences in a row that each repeat an earlier one, α is raised to its maximum; after 2k,
         ``</think>`` is forced.
+    sampling : "checkpoint", optional
+        Sample as generation_config.json recommends (`recommended`) in all that the call does not say.
 
     Raises
     ------
@@ -104,6 +112,7 @@ class Options(Sampling):
     padding: str = checked("none", one_of, ("none", "reserve"))
     full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
     brake: int = checked(0, integer)
+    sampling: str | None = checked(None, one_of, ("checkpoint",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +134,57 @@ class Options(Sampling):
             allowed = ", ".join(names[first:] + names[:first])
             raise ConfigError(f"option {min(unknown)!r} is unknown; allowed: {allowed}")
         return cls(**values)
+
+
+def recommended(engine: Engine) -> dict[str, Any]:
+    """Fields of `Sampling` by generation_config.json, where it samples with transformers' defaults for what it omits.
+
+    Raises
+    ------
+    CheckpointError
+        One of them is out of range.
+    """
+    given = {key: value for key, value in engine.generation.items() if value is not None}
+    try:
+        found, names = {}, []
+        if one_of("do_sample", given.get("do_sample", False), (False, True)):
+            found, names = {"temperature": 1.0, "top_k": 50}, ["temperature", "top_k", "top_p", "min_p"]
+        found |= {name: given[name] for name in (*names, "repetition_penalty") if name in given}
+        made = asdict(Sampling(**found))
+    except ConfigError as error:
+        raise CheckpointError(f"{engine.name}: {GENERATION}: {error}") from None
+    return {name: made[name] for name in found}
+
+
+def choose(engine: Engine, given: Mapping[str, Any]) -> Options:
+    """A call's options; a warning where nothing is said of a recommendation that they do not follow."""
+    options = Options.of(given)
+    try:
+        advice = recommended(engine)
+    except CheckpointError:
+        if options.sampling:
+            raise
+        return options
+    left = {name: value for name, value in advice.items() if name not in given}
+    if options.sampling:
+        if not advice:
+            engine._say_once(f"{engine.name} recommends no sampling; greedy where the call says nothing else")
+        return replace(options, **left)
+    if "temperature" in given:  # whoever says how to sample, or that it is greedy, knows
+        left = {name: value for name, value in left.items() if name == "repetition_penalty"}
+    missed = [f"{name}={plain(value)}" for name, value in left.items() if value != getattr(options, name)]
+    if missed:
+        text = f"{engine.name} recommends {', '.join(missed)}, which this run leaves out"
+        engine._say_once(f"{text}; sampling='checkpoint' follows it")
+    return options
+
+
+def penalise(logits: np.ndarray, ids: Iterable[int], penalty: float) -> None:
+    """Apply a repetition penalty to logits [vocab], once for each of the ids that stand in a text."""
+    if penalty != 1:
+        seen = list(set(ids))
+        found = logits[seen]
+        logits[seen] = np.where(found < 0, found * penalty, found / penalty)
 
 
 class Interrupt:
@@ -355,10 +415,12 @@ class Run:
         ready = [i for i, (row, _) in enumerate(spans) if row.fed == len(row.ids) and not row.template]
         if not ready:
             return
-        s = self.options
+        s, drawn = self.options, logits[ready]
+        for i, line in zip(ready, drawn, strict=True):
+            penalise(line, spans[i][0].ids, s.repetition_penalty)
         sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
-        chosen = self.session.sample(logits[ready], sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
-        if not np.isfinite(logits[ready, chosen]).all():
+        chosen = self.session.sample(drawn, sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
+        if not np.isfinite(np.take_along_axis(drawn, chosen[:, None], 1)).all():
             raise BackendError("the logits are not finite: a weight is not, or what steering adds is too large")
         for i, token in zip(ready, chosen.tolist(), strict=True):
             row = spans[i][0]
@@ -417,7 +479,7 @@ class Run:
 
     def _finish(self, row: _Row, reason: str) -> Generation:
         o, n = self.options, row.n_prompt
-        settings = {"prompt": row.prompt, "sample": row.sample, "seed": o.seed, "temperature": o.temperature}
+        settings = {"prompt": row.prompt, "sample": row.sample} | {f.name: getattr(o, f.name) for f in fields(Sampling)}
         generation = Generation(
             self.method, row.steering, "".join(row.pieces), row.ids[n:], reason, row.ids[:n], row.prompt, row.sample,
             self.recorder.stats(row, len(row.ids), o.full_length),

@@ -52,6 +52,8 @@ OPTIONS = [  # of generate and stream
     ("top_p", (1.01,), "numbers from 0 to 1"),
     ("min_p", (-1,), "numbers from 0 to 1"),
     ("seed", (-1, 2**64), "integers from 0 to 18446744073709551615"),
+    ("repetition_penalty", (0, -1.1, NAN, "high", None), "numbers from 1e-30 to 1e+30"),
+    ("sampling", ("best", True), "'checkpoint'"),
     ("method", (5,), "a method or its string"),
     ("prompts", (5, None, {"a": "b"}), "a text, token ids, messages, or many of them"),
 ]
@@ -125,7 +127,7 @@ PROMPT = "a text, token ids, or a list of messages"
 POSITIONS = "positions: expected integers from 0 to 1073741823, ascending; found others"
 STEERINGS = "steering: expected a Steering, or one or None for each of 1 prompts"
 STREAM_TAKES = ("max_new_tokens, stop, stop_ids, n, rows, memory_limit, trace, cache, grouping, padding, full_length, "
-                "brake, temperature, top_k, top_p, min_p, seed")  # fmt: skip
+                "brake, sampling, temperature, top_k, top_p, min_p, seed, repetition_penalty")  # fmt: skip
 
 
 def at_open(method, n_prompt=1, **options):
