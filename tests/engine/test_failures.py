@@ -11,6 +11,8 @@ import pytest
 
 from skipkv import CapacityError, ConfigError
 
+pytestmark = pytest.mark.sanitize
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
