@@ -205,10 +205,6 @@ skv_status skv_evict(skv_session *s, size_t n, skv_error *error) {
     struct timespec begin, end;
     clock_gettime(CLOCK_MONOTONIC, &begin);
     const skv_status status = evict(s, n, error);
-    for (size_t i = 0; i < n; i++) {
-        skv_row *r = s->rows + s->due_rows[i];
-        if (status && status != SKV_CALLER && !r->failure) r->failure = "its compaction failed";
-    }
     clock_gettime(CLOCK_MONOTONIC, &end);
     s->evict_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
     return status;

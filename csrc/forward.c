@@ -138,9 +138,10 @@ skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, co
     skv_status status = n_due ? skv_evict(s, n_due, error) : SKV_OK;
     skv_error device_error;
     if (ops->sync(s->device, &device_error)) {
-        for (size_t j = 0; j < n_spans; j++) s->rows[spans[j].row].failure = "its device failed";
         *error = device_error;
         status = error->code;
     }
+    /* A custom score that fails has ended its own row; the others are whole. */
+    if (status && status != SKV_CALLER) skv_end_rows(s, spans, n_spans);
     return status;
 }

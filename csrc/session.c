@@ -357,6 +357,13 @@ void skv_row_close(skv_session *s, int32_t row) {
     *r = (skv_row){0};
 }
 
+void skv_end_rows(skv_session *s, const skv_span *spans, size_t n_spans) {
+    for (size_t i = 0; i < n_spans; i++) {
+        skv_row *r = s->rows + spans[i].row;
+        if (!r->failure) r->failure = "its forward failed";
+    }
+}
+
 bool skv_row_is_open(const skv_session *s, int32_t row) {
     return row >= 0 && (size_t)row < s->n_rows && s->rows[row].open;
 }

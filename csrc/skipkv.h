@@ -152,6 +152,9 @@ typedef struct skv_capture {
 skv_status skv_forward(skv_session *session, const skv_span *spans, size_t n_spans, const int32_t *tokens, bool every,
                        float *logits, const skv_capture *capture, skv_error *error);
 
+/* Rows of a forward that has run, but whose outcome is lost: they can only be closed. */
+void skv_end_rows(skv_session *session, const skv_span *spans, size_t n_spans);
+
 /* Whether token t of the last forward was steered, and by which α. */
 bool skv_session_steered(const skv_session *session, size_t t, float *alpha);
 

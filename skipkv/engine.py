@@ -13,7 +13,7 @@ import numpy as np
 
 from skipkv import _skipkv, sentences
 from skipkv.checks import CONSTANTS, integer, one_of
-from skipkv.errors import BackendError, ConfigError
+from skipkv.errors import ConfigError, warn
 from skipkv.load.config import ModelConfig
 from skipkv.load.template import check_variables
 from skipkv.load.tokenizer import Tokenizer
@@ -39,19 +39,8 @@ def cpu_count() -> int:
 def count_threads(threads: int | None) -> int:
     """Threads that compute; all processors of this process by default."""
     if threads is None:
-        return _may_thread(min(cpu_count(), DEFAULT_THREADS))
-    return _may_thread(integer("threads", threads, 1, CONSTANTS["max_threads"]))
-
-
-_team = {"used": False, "lost": False}  # whether OpenMP's threads have computed here; whether a fork left them behind
-os.register_at_fork(after_in_child=lambda: _team.update(lost=_team["used"]))
-
-
-def _may_thread(threads: int) -> int:
-    if threads > 1 and _team["lost"]:
-        raise BackendError("this process was forked after skipkv had computed; allowed: threads=1, or to spawn it")
-    _team["used"] |= threads > 1
-    return threads
+        return min(cpu_count(), DEFAULT_THREADS)
+    return integer("threads", threads, 1, CONSTANTS["max_threads"])
 
 
 def trace_level(trace: Any) -> int:
@@ -80,26 +69,15 @@ class Engine:
 
     def __init__(
         self, core: _skipkv.Model, config: ModelConfig, tokenizer: Tokenizer | None, name: str,
-        generation: dict[str, Any], threads: int,
+        generation: dict[str, Any], threads: int, eos: int | list[int] | None = None,
     ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
-        self.generation, self._n_threads = generation, threads
+        self.generation, self.threads, self._eos = generation, threads, eos
         self._vocabularies: dict[str, tuple] = {}
+        self._said: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self.config.family}, {self._core.n_bytes} bytes, {self._core.variant}>"
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute.
-
-        Raises
-        ------
-        BackendError
-            This process was forked from one whose threads had computed: they are not here, and waiting for them would
-            never end.
-        """
-        return _may_thread(self._n_threads)
 
     @property
     def dtype(self) -> str:
@@ -108,11 +86,10 @@ class Engine:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """eos_token_id of generation_config.json; without it, the tokenizer's."""
-        eos = self.generation.get("eos_token_id")
-        if eos is None:
-            eos = self.tokenizer.eos_id if self.tokenizer else None
-        return frozenset([eos] if isinstance(eos, int) else eos or [])
+        """eos_token_id of generation_config.json; without it, that of config.json and the tokenizer's."""
+        given = self.generation.get("eos_token_id")
+        found = [given] if given is not None else [self._eos, self.tokenizer.eos_id if self.tokenizer else None]
+        return frozenset(i for eos in found if eos is not None for i in (eos if isinstance(eos, list) else [eos]))
 
     @property
     def end_of_thinking(self) -> list[int]:
@@ -158,7 +135,21 @@ class Engine:
             raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt, **variables)
+        if not isinstance(prompt, str):
+            return self.tokenizer.chat(prompt, **variables)
+        ids = self.tokenizer.encode(prompt)
+        if ids[:1] == ids[1:2]:
+            plain = self.tokenizer.encode(prompt, add_special_tokens=False)
+            if len(plain) < len(ids) and ids[1 : 1 + len(plain)] == plain:
+                token = self.tokenizer.token_texts[ids[0]]
+                self._say_once(f"the prompt begins with {token!r}, and the tokenizer adds another: leave one out")
+        return ids
+
+    def _say_once(self, text: str) -> None:
+        """Warn of a likely mistake, once for this model."""
+        if text not in self._said:
+            self._said.add(text)
+            warn(text)
 
     def encode_all(self, prompts: Prompt | Iterable[Prompt], template: Mapping | None = None) -> list[list[int]]:
         """Ids of one prompt or of many."""

@@ -1,4 +1,7 @@
-"""Every exception that skipkv raises on purpose. The C core's status codes map to these, one to one."""
+"""Every exception that skipkv raises on purpose, one to one with the C core's status codes; and how it warns."""
+
+import sys
+import warnings
 
 
 class Error(Exception):
@@ -19,3 +22,11 @@ class CapacityError(Error, MemoryError):
 
 class BackendError(Error, RuntimeError):
     """A device, driver or library is missing or failed."""
+
+
+def warn(text: str) -> None:
+    """Warn at the caller's line: the nearest one outside of skipkv."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "skipkv":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

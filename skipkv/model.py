@@ -14,11 +14,12 @@ from skipkv import _skipkv
 from skipkv.checks import CONSTANTS, integer, one_of, pair
 from skipkv.engine import FORWARD_TOKENS, Engine, Prompt, Recorder, Row, chunks, count_threads, trace_level
 from skipkv.errors import BackendError, CheckpointError, ConfigError
-from skipkv.load.checkpoint import GENERATION, Checkpoint, open_checkpoint
+from skipkv.load.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
+from skipkv.load.files import read_object
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import Method, parse_method
 from skipkv.results import Event, Generation, Replay
-from skipkv.run import Options, Run
+from skipkv.run import Interrupt, Options, Run, choose
 from skipkv.steering import Steering
 
 LOGIT_TOKENS = 128  # of one forward where every token's logits are wanted: they are wide
@@ -61,9 +62,8 @@ def load(
         tokenizer = Tokenizer(checkpoint.path, checkpoint.config.vocab)
         kind = checkpoint.dtype if dtype == "auto" else dtype
         core = _skipkv.Model(checkpoint.config.as_dict(), kind, os.environ.get("SKIPKV_CPU") or None)
-        _check_eos(checkpoint)
-        count = count_threads(threads)
-        model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, count)
+        eos, count = _eos(checkpoint), count_threads(threads)
+        model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, count, eos)
         _bind(core, checkpoint, model.threads, progress)
         if progress:
             print(
@@ -73,12 +73,16 @@ def load(
         return model
 
 
-def _check_eos(checkpoint: Checkpoint) -> None:
-    eos, vocab = checkpoint.generation.get("eos_token_id"), checkpoint.config.vocab
+def _eos(checkpoint: Checkpoint) -> int | list[int] | None:
+    """eos_token_id of generation_config.json, or else of config.json."""
+    file, eos, vocab = GENERATION, checkpoint.generation.get("eos_token_id"), checkpoint.config.vocab
+    if eos is None:
+        file, eos = CONFIG, read_object(checkpoint.path / CONFIG).get("eos_token_id")
     for i in eos if isinstance(eos, list) else [] if eos is None else [eos]:
         if type(i) is not int or not 0 <= i < vocab:
-            where = f"{checkpoint.path / GENERATION}: eos_token_id is {eos!r:.80}"
+            where = f"{checkpoint.path / file}: eos_token_id is {eos!r:.80}"
             raise CheckpointError(f"{where}; allowed: an id from 0 to {vocab - 1}, or a list of such")
+    return eos
 
 
 def _bind(core: _skipkv.Model, checkpoint: Checkpoint, threads: int, progress: bool) -> None:
@@ -149,9 +153,10 @@ class Model(Engine):
         """
         run = self._run(prompts, method, steering, **options)
         total, tokens = len(run.queue), 0
-        with tqdm(total=total, unit="text", desc=str(run.method), disable=None if progress else True) as bar:
+        quiet = None if progress else True
+        with Interrupt() as interrupt, tqdm(total=total, unit="text", desc=str(run.method), disable=quiet) as bar:
             try:
-                for event in run.events(stacklevel=4):
+                for event in run.steps(interrupt):
                     tokens += 1
                     if event.generation:
                         bar.update()
@@ -169,12 +174,13 @@ class Model(Engine):
     ) -> Iterator[Event]:  # fmt: skip
         """As `generate`, but yields every piece of text as it comes; the last of each sequence holds its Generation.
 
-        Parameters are those of `generate`; ``progress`` is without effect: the events are the progress.
+        Parameters are those of `generate`; ``progress`` is without effect: the events are the progress. Ctrl-C ends the
+        texts while the stream works; between two events it is the caller's.
         """
         return self._run(prompts, method, steering, **options).events()
 
     def _run(self, prompts: Any, method: Any, steering: Any, **options: Any) -> Run:
-        chosen = Options.of(options)  # refused before anything is encoded
+        chosen = choose(self, options)  # refused before anything is encoded
         return Run(self, self.encode_all(prompts, chosen.template), parse_method(method), steering, chosen)
 
     # -- teacher forcing

@@ -6,17 +6,18 @@ prompts × samples → queue → rows (open, or fork a prefilled prompt) → for
 import math
 import signal
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from skipkv.checks import check_fields, checked, integer, number, one_of
+from skipkv.checks import check_fields, checked, integer, number, one_of, plain
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
-from skipkv.errors import BackendError, CapacityError, ConfigError
+from skipkv.errors import BackendError, CapacityError, CheckpointError, ConfigError, warn
+from skipkv.load.checkpoint import GENERATION
 from skipkv.load.template import check_variables
 from skipkv.load.tokenizer import Stream
 from skipkv.methods import Method
@@ -42,6 +43,9 @@ class Sampling:
         Tokens at least this likely relative to the most likely one; 0: all.
     seed : int
         Draws depend on it, the prompt's index, the sample's index and the position; never on the batch.
+    repetition_penalty : float
+        What the logit of every token of prompt and text is divided by, or multiplied with where it is below 0, before
+        all else, greedy too; 1: off.
     """
 
     temperature: float = checked(0.0, number, 0, 1000)
@@ -49,6 +53,8 @@ class Sampling:
     top_p: float = checked(1.0, number, 0, 1)
     min_p: float = checked(0.0, number, 0, 1)
     seed: int = checked(0, integer, 0, 2**64 - 1)
+    # What lies beyond would take logits out of float32's range.
+    repetition_penalty: float = checked(1.0, number, 1e-30, 1e30)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -60,13 +66,13 @@ class Options(Sampling):
 
     Parameters
     ----------
-    temperature, top_k, top_p, min_p, seed
+    temperature, top_k, top_p, min_p, seed, repetition_penalty
         See `Sampling`; greedy by default.
     max_new_tokens : int
     stop : str or sequence of str
-        Texts that end a generation; left out of its text.
+        Texts that end a generation, special tokens included; left out of its text.
     stop_ids : iterable of int, optional
-        Tokens that end it; those of generation_config.json by default.
+        Tokens that end it; by default those of generation_config.json, or else of config.json and the tokenizer.
     n : int
         Samples of every prompt; they share one prefill.
     rows : int
@@ -88,6 +94,8 @@ class Options(Sampling):
         ``</think>`` is forced.
     template : mapping, optional
         Variables of the chat template, such as ``{"enable_thinking": False}``, ``tools`` or ``documents``; with chats.
+    sampling : "checkpoint", optional
+        Sample as generation_config.json recommends (`recommended`) in all that the call does not say.
 
     Raises
     ------
@@ -108,6 +116,7 @@ class Options(Sampling):
     full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
     brake: int = checked(0, integer)
     template: Mapping[str, Any] | None = checked(None, check_variables)
+    sampling: str | None = checked(None, one_of, ("checkpoint",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,36 +140,83 @@ class Options(Sampling):
         return cls(**values)
 
 
+def recommended(engine: Engine) -> dict[str, Any]:
+    """Fields of `Sampling` by generation_config.json, where it samples with transformers' defaults for what it omits.
+
+    Raises
+    ------
+    CheckpointError
+        One of them is out of range.
+    """
+    given = {key: value for key, value in engine.generation.items() if value is not None}
+    try:
+        found, names = {}, []
+        if one_of("do_sample", given.get("do_sample", False), (False, True)):
+            found, names = {"temperature": 1.0, "top_k": 50}, ["temperature", "top_k", "top_p", "min_p"]
+        found |= {name: given[name] for name in (*names, "repetition_penalty") if name in given}
+        made = asdict(Sampling(**found))
+    except ConfigError as error:
+        raise CheckpointError(f"{engine.name}: {GENERATION}: {error}") from None
+    return {name: made[name] for name in found}
+
+
+def choose(engine: Engine, given: Mapping[str, Any]) -> Options:
+    """A call's options; a warning where nothing is said of a recommendation that they do not follow."""
+    options = Options.of(given)
+    try:
+        advice = recommended(engine)
+    except CheckpointError:
+        if options.sampling:
+            raise
+        return options
+    left = {name: value for name, value in advice.items() if name not in given}
+    if options.sampling:
+        if not advice:
+            engine._say_once(f"{engine.name} recommends no sampling; greedy where the call says nothing else")
+        return replace(options, **left)
+    if "temperature" in given:  # whoever says how to sample, or that it is greedy, knows
+        left = {name: value for name, value in left.items() if name == "repetition_penalty"}
+    missed = [f"{name}={plain(value)}" for name, value in left.items() if value != getattr(options, name)]
+    if missed:
+        text = f"{engine.name} recommends {', '.join(missed)}, which this run leaves out"
+        engine._say_once(f"{text}; sampling='checkpoint' follows it")
+    return options
+
+
+def penalise(logits: np.ndarray, ids: Iterable[int], penalty: float) -> None:
+    """Apply a repetition penalty to logits [vocab], once for each of the ids that stand in a text."""
+    if penalty != 1:
+        seen = list(set(ids))
+        found = logits[seen]
+        logits[seen] = np.where(found < 0, found * penalty, found / penalty)
+
+
 class Interrupt:
     """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises.
 
-    Streams may end in any order, and in another thread: what is over hands its signal on to what was there before it.
+    One inside another begins with what the outer one has seen.
     """
 
+    seen = False
+
     def __enter__(self) -> "Interrupt":
-        self.seen = self._over = False
         self._previous = None
         previous = signal.getsignal(signal.SIGINT)
         # Where SIGINT is ignored, or kills the process, it stays so.
         if callable(previous) and threading.current_thread() is threading.main_thread():
+            outer = getattr(previous, "__self__", None)
+            self.seen |= isinstance(outer, Interrupt) and outer.seen
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        if self._over:
-            self._previous(number, frame)
-        elif self.seen:
+        if self.seen:
             raise KeyboardInterrupt
         self.seen = True
 
     def __exit__(self, *_: object) -> None:
-        self._over = True
-        handler = signal.getsignal(signal.SIGINT)
-        if handler != self._note or threading.current_thread() is not threading.main_thread():
-            return
-        while isinstance(of := getattr(handler, "__self__", None), Interrupt) and of._over:
-            handler = of._previous
-        signal.signal(signal.SIGINT, handler)
+        if self._previous and signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -172,7 +228,8 @@ class _Row(Row):
     template: bool = False  # holds a prompt but for its last token, to be forked
     stream: Stream | None = None
     pieces: list[str] = field(default_factory=list)
-    held_back: str = ""  # text that may turn out to begin a stop string
+    held_back: str = ""  # text that may turn out to begin a stop string, skipped special tokens included
+    shown: list[bool] = field(default_factory=list)  # of its characters: not of such a token
     forced: deque[int] = field(default_factory=deque)  # tokens that the brake puts in place of sampled ones
     brake_level: int = 0
     repeating: int = 0  # when the brake last looked
@@ -318,19 +375,26 @@ class Run:
 
     # -- steps
 
-    def events(self, stacklevel: int = 3) -> Iterator[Event]:
-        """Work until everything is done or interrupted; yields every new token.
+    def events(self) -> Iterator[Event]:
+        """As `steps`; Ctrl-C is taken only while they work, for between two of them it is the caller's."""
+        interrupt = Interrupt()
+        steps = self.steps(interrupt)
+        while True:
+            with interrupt:
+                event = next(steps, None)
+            if event is None:
+                return
+            yield event
 
-        Warnings point at whoever iterates, or with a higher ``stacklevel`` at a caller further out.
-        """
-        with Interrupt() as interrupt:
-            while self.queue or self.active or self.template:
-                if interrupt.seen:
-                    yield from self._interrupted()
-                    return
-                self._admit()
-                yield from self._step()
-        self._warn(stacklevel)
+    def steps(self, interrupt: Interrupt) -> Iterator[Event]:
+        """Work until everything is done or interrupted; yields every new token."""
+        while self.queue or self.active or self.template:
+            if interrupt.seen:
+                yield from self._interrupted()
+                return
+            self._admit()
+            yield from self._step()
+        self._warn()
 
     def _step(self) -> Iterator[Event]:
         rows = self.active + ([self.template] if self.template else [])
@@ -355,10 +419,12 @@ class Run:
         ready = [i for i, (row, _) in enumerate(spans) if row.fed == len(row.ids) and not row.template]
         if not ready:
             return
-        s = self.options
+        s, drawn = self.options, logits[ready]
+        for i, line in zip(ready, drawn, strict=True):
+            penalise(line, spans[i][0].ids, s.repetition_penalty)
         sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
-        chosen = self.session.sample(logits[ready], sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
-        if not np.isfinite(logits[ready, chosen]).all():
+        chosen = self.session.sample(drawn, sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
+        if not np.isfinite(np.take_along_axis(drawn, chosen[:, None], 1)).all():
             raise BackendError("the logits are not finite: a weight is not, or what steering adds is too large")
         for i, token in zip(ready, chosen.tolist(), strict=True):
             row = spans[i][0]
@@ -396,28 +462,28 @@ class Run:
             reason = "context"
         if reason and row.stream:
             text += row.stream.flush()
-        text, stopped = self._cut(row, text, last=reason is not None)
+        text, stopped = self._cut(row, text, row.stream.skipped(token) if row.stream else "", last=reason is not None)
         row.pieces.append(text)
         if stopped:
             reason = "stop"
         return Event(row.prompt, row.sample, token, text, self._finish(row, reason) if reason else None)
 
-    def _cut(self, row: _Row, text: str, last: bool) -> tuple[str, bool]:
-        """Text that may be shown: what could still begin a stop string is held back."""
-        if not self.options.stop:
-            return text, False
-        text = row.held_back + text
+    def _cut(self, row: _Row, text: str, special: str, last: bool) -> tuple[str, bool]:
+        """Text that may be shown, and whether a stop string ends it; what could still begin one is held back.
+
+        Stop strings are searched in the text with its special tokens, of which none is shown.
+        """
+        shown = row.shown + [True] * len(text) + [False] * len(special)
+        text = row.held_back + text + special
         found = [at for at in (text.find(stop) for stop in self.options.stop) if at >= 0]
-        if found:
-            return text[: min(found)], True
         begun = (n for stop in self.options.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        keep = 0 if last else max(begun, default=0)
-        row.held_back = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        end = min(found) if found else len(text) - (0 if last else max(begun, default=0))
+        row.held_back, row.shown = text[end:], shown[end:]
+        return "".join(compress(text[:end], shown)), bool(found)
 
     def _finish(self, row: _Row, reason: str) -> Generation:
         o, n = self.options, row.n_prompt
-        settings = {"prompt": row.prompt, "sample": row.sample, "seed": o.seed, "temperature": o.temperature}
+        settings = {"prompt": row.prompt, "sample": row.sample} | {f.name: getattr(o, f.name) for f in fields(Sampling)}
         generation = Generation(
             self.method, row.steering, "".join(row.pieces), row.ids[n:], reason, row.ids[:n], row.prompt, row.sample,
             self.recorder.stats(row, len(row.ids), o.full_length),
@@ -430,9 +496,8 @@ class Run:
 
     def _interrupted(self) -> Iterator[Event]:
         for row in list(self.active):
-            if row.stream:
-                row.pieces.append(row.held_back + row.stream.flush())
-            text = row.pieces[-1] if row.pieces else ""
+            text, _ = self._cut(row, row.stream.flush() if row.stream else "", "", last=True)
+            row.pieces.append(text)
             yield Event(row.prompt, row.sample, None, text, self._finish(row, "interrupted"))
         for prompt, sample in self.queue:
             ids = list(self.prompts[prompt])
@@ -440,17 +505,15 @@ class Run:
             self.outputs[prompt, sample] = generation
             yield Event(prompt, sample, None, "", generation)
 
-    def _warn(self, stacklevel: int) -> None:
+    def _warn(self) -> None:
         stats = [g.stats for g in self.outputs.values() if g.stats]
         if self.method.compacts and stats and not any(s.compactions for s in stats):
             longest = max(s.prompt_tokens + s.new_tokens for s in stats)
-            text = f"{self.method} never compacted: the longest of {len(stats)} rows has {longest} tokens"
-            warnings.warn(text, stacklevel=stacklevel)
+            warn(f"{self.method} never compacted: the longest of {len(stats)} rows has {longest} tokens")
         steered = [g for g in self.outputs.values() if g.stats and self.steering[g.prompt]]
         if steered and not any(g.stats.steered for g in steered):
             scope = self.steering[steered[0].prompt].scope
-            text = f"steering steered no token: none in scope {scope!r} holds a blank line"
-            warnings.warn(text, stacklevel=stacklevel)
+            warn(f"steering steered no token: none in scope {scope!r} holds a blank line")
 
     def results(self, complete: bool = True) -> list[Generation]:
         """In order of prompt and sample; with complete=False only those that have ended."""

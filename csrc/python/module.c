@@ -4,6 +4,8 @@
 #define SKV_MODULE
 #include "binding.h"
 
+#include <unistd.h>
+
 PyObject *py_raise(PyObject *module, const skv_error *error) {
     static const char *const names[] = {[SKV_CHECKPOINT] = "CheckpointError",
                                         [SKV_CONFIG] = "ConfigError",
@@ -27,6 +29,17 @@ PyObject *py_config_error(PyObject *module, const char *format, ...) {
 }
 
 PyObject *py_module_of(PyObject *self) { return PyType_GetModule(Py_TYPE(self)); }
+
+int py_may_thread(PyObject *module, int n_threads) {
+    static const skv_error lost = {
+        SKV_BACKEND, "this process was forked after skipkv had computed; allowed: threads=1, or to spawn it"};
+    module_state *state = PyModule_GetState(module);
+    const long here = (long)getpid();
+    if (n_threads == 1) return 0;
+    if (state->team && state->team != here) return py_raise(module, &lost), -1;
+    state->team = here;
+    return 0;
+}
 
 static int has_shape(PyArrayObject *array, int n_dims, const npy_intp *shape) {
     if (PyArray_NDIM(array) != n_dims) return 0;

@@ -7,6 +7,7 @@ typedef struct py_session {
     PyObject *vocabulary;
     py_custom custom;
     skv_candidate *candidates; /* [vocab] the sampler's scratch */
+    int threads;               /* that compute */
     int busy;                  /* a forward runs without the GIL */
 } py_session;
 
@@ -37,6 +38,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     py_session *self = (py_session *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = (py_model *)Py_NewRef(model);
+    self->threads = threads;
     self->method = method_dict ? Py_NewRef(method_dict) : PyDict_New();
     skv_options options = {.cache_type = (skv_dtype)cache_type,
                            .n_rows = (size_t)rows,
@@ -221,14 +223,14 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
             goto cleanup;
         capture = (skv_capture){PyArray_DATA(layers), (size_t)PyArray_DIM(layers, 0), PyArray_DATA(states)};
     }
-    if (in_use(self)) goto cleanup;
+    if (in_use(self) || py_may_thread(module, self->threads)) goto cleanup;
     skv_error error;
     skv_status status;
     self->busy = 1;
     Py_BEGIN_ALLOW_THREADS status = skv_forward(self->session, span, (size_t)n_spans, PyArray_DATA(tokens), every != 0,
                                                 logits ? PyArray_DATA(logits) : NULL, layers ? &capture : NULL, &error);
     Py_END_ALLOW_THREADS self->busy = 0;
-    if (status == SKV_CALLER && self->custom.type) {
+    if (status && self->custom.type) {
         PyErr_Restore(self->custom.type, self->custom.value, self->custom.traceback);
         self->custom.type = self->custom.value = self->custom.traceback = NULL;
     } else if (status) {
@@ -242,6 +244,7 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
             if (!pair || PyList_Append(result, pair)) Py_CLEAR(result);
             Py_XDECREF(pair);
         }
+        if (!result) skv_end_rows(self->session, span, (size_t)n_spans);
     }
 cleanup:
     Py_XDECREF(spans);

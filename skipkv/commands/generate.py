@@ -8,16 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from skipkv.commands.options import METHOD_HELP, add_model, add_numbers, load_model
+from skipkv.commands.options import METHOD_HELP, add_model, add_numbers, load_model, numbers
 from skipkv.errors import ConfigError
 from skipkv.load.texts import is_chat, read_prompts
 from skipkv.results import Generation
+from skipkv.run import Interrupt
 from skipkv.steering import parse_run
 from skipkv.tiny.problems import draw
 
 HELP = "Continue prompts."
 PROBLEMS = 100_000  # held-out ones that can be named by number
-NUMBERS = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed"), "") | {
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+NUMBERS = dict.fromkeys(("max_new_tokens", *SAMPLING), "") | {
     "rows": "sequences in flight at once", "brake": "step in after so many repeated sentences in a row",
 }  # fmt: skip
 
@@ -38,6 +40,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], help="a text that ends the generation; may be given several times"
     )
     add_numbers(parser, **NUMBERS)
+    parser.add_argument(
+        "--sampling", choices=["checkpoint"], help="as the checkpoint recommends, in all that no option says"
+    )
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache")
     parser.add_argument("--trace", metavar="FILE.npz", help="record what was kept")
     parser.add_argument("--trace-scores", action="store_true", help="with every candidate's scores")
@@ -49,14 +54,15 @@ def run(args: argparse.Namespace) -> int:
     method, steering = parse_run(args.method)
     prompts, template = _prompts(args), dict(map(_variable, args.template_var))
     model = load_model(args)
-    options = {name: getattr(args, name) for name in (*NUMBERS, "n", "stop", "memory_limit", "cache")}
+    options = numbers(args, (*NUMBERS, "n", "stop", "memory_limit", "cache", "sampling"))
     options["template"] = template
     options["trace"] = "scores" if args.trace_scores else args.trace is not None
     if len(prompts) == 1 and args.n == 1 and not args.json:
         outs = []
-        for event in model.stream(prompts, method, steering, **options):
-            print(event.text, end="", flush=True)
-            outs += [event.generation] if event.generation else []
+        with Interrupt():  # between two events, too, Ctrl-C ends the text and nothing more
+            for event in model.stream(prompts, method, steering, **options):
+                print(event.text, end="", flush=True)
+                outs += [event.generation] if event.generation else []
         print()
     else:
         outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)

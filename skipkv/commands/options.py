@@ -1,7 +1,9 @@
 """What several commands take."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import fields
+from typing import Any
 
 from skipkv.checks import CONSTANTS
 from skipkv.errors import ConfigError
@@ -37,11 +39,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_numbers(parser: argparse.ArgumentParser, **helps: str) -> None:
-    """Fields of `Options` that are numbers, under their names and with their defaults; helps may be empty."""
+    """Fields of `Options` that are numbers, under their names; helps may be empty. See `numbers`."""
     for field in fields(Options):
         if field.name in helps:
             option = "--" + field.name.replace("_", "-")
-            parser.add_argument(option, type=type(field.default), default=field.default, help=helps[field.name] or None)
+            kind, text = type(field.default), helps[field.name] or None
+            parser.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text)
+
+
+def numbers(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the options that were given: what a checkpoint recommends yields to them alone."""
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def load_model(args: argparse.Namespace) -> Model:

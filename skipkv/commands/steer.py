@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from skipkv.checks import integer
-from skipkv.commands.options import add_common, add_numbers, integers
+from skipkv.commands.options import add_common, add_numbers, integers, numbers
 from skipkv.errors import ConfigError
 from skipkv.load.texts import json_lines, prompt_of, read_texts
 from skipkv.model import Model, load
@@ -91,8 +91,7 @@ def _calibration(model: Model, args: argparse.Namespace) -> list[tuple[list[int]
         except (KeyError, TypeError, AttributeError):
             expected = "an object with a prompt, messages or a problem"
             raise ConfigError(f"{args.problems}: line {number}: expected {expected}") from None
-    numbers = {name: getattr(args, name) for name in NUMBERS}
-    outs = model.generate(prompts, progress=not args.quiet, **numbers)
+    outs = model.generate(prompts, progress=not args.quiet, **numbers(args, NUMBERS))
     return [(out.prompt_tokens + out.tokens, len(out.prompt_tokens)) for out in outs]
 
 

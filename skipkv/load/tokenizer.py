@@ -246,6 +246,10 @@ class Stream:
         self._window.append(i)
         return "" if i in self._tokenizer._fallback_ids else self._piece()
 
+    def skipped(self, token_id: int) -> str:
+        """The text of a special token that `push` leaves out; "" of any other."""
+        return self._tokenizer.token_texts[token_id] if token_id in self._skip else ""
+
     def flush(self) -> str:
         """What is still held back, once the sequence has ended."""
         return self._utf8.decode(b"", final=True) if self._utf8 is not None else self._piece()

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import harness
 import numpy as np
 import pytest
 from generations import PROBLEMS, run
@@ -15,6 +18,7 @@ from generations import PROBLEMS, run
 import skipkv
 from skipkv import viz
 from skipkv.cli import main
+from skipkv.commands import generate
 from skipkv.eval import speed
 from skipkv.methods import CLASSES, PARAMETERS, SHARED_PARAMETERS, TABLE
 from skipkv.steering import parse_run, save_vectors
@@ -60,9 +64,10 @@ def test_the_summary_is_for_people(skip):
 
 def test_json_lines_hold_the_generations(skip, model):
     options = {"n": 2, "temperature": 2.0, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "seed": 5, "cache": "f32",
-               "stop": ["again", ".\n"]}  # fmt: skip
+               "stop": ["again", ".\n"], "repetition_penalty": 1.1}  # fmt: skip
     argv = ["--temperature", 2, "--top-p", 0.9, "--top-k", 50, "--min-p", 0.01, "--seed", 5, "--stop", "again"]
     argv += ["--stop", ".\n", "-n", 2, "--rows", 3, "--cache", "f32", "--memory-limit", 1 << 21, "--brake", 4]
+    argv += ["--repetition-penalty", 1.1]
     method = "snapkv:budget=40,interval=32"
     argv += ["--prompt", "Dot", "--problem", 3, "--method", method]
     status, out, err = skip("generate", *TINY, *SHORT, "--json", *argv)
@@ -230,8 +235,6 @@ def test_files_that_are_wrong_are_one_line_and_status_2(skip, tmp_path, vector):
 
 
 def test_ctrl_c_prints_what_there_is_and_says_130(skip, monkeypatch):
-    import signal
-
     seen = []
 
     def count(self, event=None, original=skipkv.run.Run._step):
@@ -323,6 +326,40 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(skip, tmp_p
         assert skip(*argv, nowhere) == (2, "", error)
         error = f"skipkv: {name} is '{tmp_path / 'folder'}', a directory; allowed: a file\n"
         assert skip(*argv, tmp_path / "folder") == (2, "", error)
+
+
+def test_ctrl_c_between_two_events_ends_the_text_and_saves_its_trace(skip, model, tmp_path, monkeypatch):
+    printed = []
+
+    def show(*what, original=print, **how):
+        printed.append(what)
+        if len(printed) == 5:
+            signal.raise_signal(signal.SIGINT)
+        original(*what, **how)
+
+    monkeypatch.setattr(generate, "print", show, raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    status, out, err = skip("generate", *TINY, "--problem", 0, "--trace", tmp_path / "t.npz")
+    free = list(model.stream(PROBLEMS[0], max_new_tokens=5))
+    assert (status, out) == (130, "".join(e.text for e in free) + "\n") and signal.getsignal(signal.SIGINT) is before
+    assert skipkv.Trace.load(tmp_path / "t.npz").tokens == model.encode(PROBLEMS[0]) + [e.token for e in free]
+
+
+def test_a_checkpoints_recommendation(skip, tmp_path):
+    for file in (path for path in harness.TINY.iterdir() if path.suffix in (".json", ".safetensors")):
+        shutil.copy(file, tmp_path)
+    advice = {"eos_token_id": 2, "do_sample": True, "temperature": 1.5, "repetition_penalty": 1.2}
+    (tmp_path / "generation_config.json").write_text(json.dumps(advice))
+    argv = ["generate", tmp_path, "--threads", 1, *SHORT, "--prompt", PROBLEMS[0], "--seed", 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        _, out, err = skip(*argv)
+        assert "recommends temperature=1.5, top_k=50, repetition_penalty=1.2, which this run leaves out" in err
+        _, out, err = skip(*argv, "--sampling", "checkpoint", "--top-k", 7, "--json")
+    assert "recommends" not in err
+    settings = {"temperature": 1.5, "top_k": 7, "repetition_penalty": 1.2, "seed": 4}
+    recommending = skipkv.load(tmp_path, threads=1, progress=False)
+    assert json.loads(out)["tokens"] == generation(recommending, PROBLEMS[0], **settings)[0].tokens
 
 
 def test_warnings_are_one_line_and_may_be_left_out(skip):

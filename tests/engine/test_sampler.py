@@ -5,6 +5,7 @@ import pytest
 
 import skipkv
 from skipkv import _skipkv
+from skipkv.run import penalise
 
 VOCAB = 231
 DRAWS = 40_000
@@ -47,6 +48,33 @@ def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         margin = min(margin, np.abs(p / p.max() - min_p).min())
         keep &= p >= min_p * p.max()
     return probabilities(), margin
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
+@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 1.0, 0.0), (30, 1.0, 0.0), (50, 0.8, 0.0), (40, 0.9, 0.15)])
+def test_what_may_be_drawn_is_what_transformers_leaves(session, penalty, top_k, top_p, min_p):
+    """Its processors one behind the other against the specification, and the specification against the draws below."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    rng = np.random.default_rng(4)
+    logits, ids = rng.standard_normal(VOCAB).astype(np.float32) * 2, rng.integers(0, VOCAB, 90)
+    chain = [transformers.RepetitionPenaltyLogitsProcessor(penalty), transformers.TemperatureLogitsWarper(1.4)]
+    chain += [transformers.TopKLogitsWarper(top_k)] if top_k else []
+    chain += [transformers.TopPLogitsWarper(top_p), transformers.MinPLogitsWarper(min_p)]
+    want = transformers.LogitsProcessorList(chain)(torch.tensor(ids[None]), torch.tensor(logits[None]))
+    want = want[0].double().softmax(0).numpy()
+    penalise(logits, ids.tolist(), penalty)
+    got, margin = distribution(logits, 1.4, top_k, top_p, min_p)
+    assert margin > 1e-6
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-12)  # float32 logits of up to 6
+    drawn = draw(session, logits, temperature=1.4, top_k=top_k, top_p=top_p, min_p=min_p)
+    assert set(np.flatnonzero(got * DRAWS > 20)) <= set(drawn.tolist()) <= set(np.flatnonzero(want))
+
+
+def test_a_repetition_penalty_takes_every_id_once():
+    logits = np.array([2.0, -2.0, 0.0, 3.0, -np.inf], np.float32)
+    penalise(logits, [0, 1, 1, 1, 2, 0, 4], 2.0)
+    assert logits.tolist() == [1.0, -4.0, 0.0, 3.0, -np.inf]
 
 
 LOGITS = np.random.default_rng(11).standard_normal(VOCAB).astype(np.float32)

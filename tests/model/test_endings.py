@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from harness import refused
 
 import skipkv
 from skipkv import Custom, Steering
+from skipkv.run import Interrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never compacted", "ignore:.*steered no token")
 
@@ -96,6 +98,29 @@ def test_stop_strings(model, stops):
     assert (shown, tokens) == (text, out.tokens)
 
 
+SPECIAL_STOPS = [["</s>"], ["<|user|>"], ["}</s>"], ["</s>X", "</s>\n"], ["</think>"], ["</"], ["/s"],
+                 ["7}</s", "</s> "], ["boxed{5}</s>!", "s> "]]  # fmt: skip
+
+
+@pytest.mark.parametrize("stops", SPECIAL_STOPS, ids=str)
+def test_stop_strings_are_searched_among_special_tokens_too(model, stops):
+    """Texts that run on behind their end, where special tokens follow."""
+    options = {"max_new_tokens": 700, "stop_ids": (), "temperature": 1.5, "seed": 3}
+    special = [t.content for t in model.tokenizer._added.values() if t.special]
+    for problem in (4, 5):
+        free = run(model, PROBLEMS[problem], **options)[0]
+        n = len(free.tokens)
+        whole = [model.tokenizer.decode(free.tokens[:i], skip_special_tokens=False) for i in range(n + 1)]
+        n = next((i for i in range(n) if any(stop in whole[i] for stop in stops)), n)
+        at = min((whole[n].find(stop) for stop in stops if stop in whole[n]), default=len(whole[n]))
+        hidden = re.sub("|".join(map(re.escape, special)), lambda found: "\0" * len(found[0]), whole[n])
+        text = hidden[:at].replace("\0", "")
+        out = run(model, PROBLEMS[problem], stop=stops, **options)[0]
+        assert (out.text, len(out.tokens)) == (text, n)
+        assert out.finish_reason == ("stop" if any(stop in whole[n] for stop in stops) else "length")
+        same([[e.generation for e in stream(model, PROBLEMS[problem], stop=stops, **options)][-1]], [out])
+
+
 def test_stop_strings_cut_from_anywhere_in_the_text(model):
     free = run(model, PROBLEMS[1], max_new_tokens=60)[0]
     rng = np.random.default_rng(1)
@@ -125,7 +150,7 @@ def test_closing_a_stream_frees_it_and_leaves_the_model_usable(model):
     work = weakref.ref(events.gi_frame.f_locals["self"])
     for _ in range(31):
         next(events)
-    assert work() is not None and signal.getsignal(signal.SIGINT) != before
+    assert work() is not None and signal.getsignal(signal.SIGINT) == before
     events.close()
     del events
     gc.collect()
@@ -217,27 +242,34 @@ def test_an_interrupt_from_outside(model, own_handler):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1)])
-def test_streams_that_end_in_any_order_restore_the_handler(model, own_handler, order):
+def test_between_two_events_an_interrupt_is_the_callers(model, own_handler, order):
     handler, noted = own_handler
+    free = [run(model, PROBLEMS[i])[0] for i in range(3)]
     streams = [stream(model, PROBLEMS[i]) for i in range(3)]
     for s in streams:
         next(s)
-    for i in order[:2]:
-        streams[i].close()
-    signal.raise_signal(signal.SIGINT)  # the one that goes on takes it
-    left = [event.generation for event in streams[order[2]]]
-    assert noted == [] and [g.finish_reason for g in left if g] == ["interrupted"]
-    assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGINT) is handler
+        signal.raise_signal(signal.SIGINT)
+    same([[e.generation for e in streams[i]][-1] for i in order], [free[i] for i in order])
+    assert noted == [1, 1, 1] and signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for _ in stream(model, PROBLEMS[0]):
+            signal.raise_signal(signal.SIGINT)
 
 
-def test_a_stream_that_is_closed_elsewhere_hands_the_signal_on(model, own_handler):
-    s = stream(model, PROBLEMS[0])
-    next(s)
-    thread = threading.Thread(target=s.close)
-    thread.start()
-    thread.join()
-    signal.raise_signal(signal.SIGINT)
-    assert own_handler[1] == [1]
+def test_what_holds_the_signal_around_a_stream_ends_it(model, own_handler):
+    """As the command line does, which prints between two events."""
+    events = []
+    with Interrupt() as interrupt:
+        for event in stream(model, PROBLEMS[0], stop="never"):
+            events.append(event)
+            if len(events) == 9:
+                signal.raise_signal(signal.SIGINT)
+    assert interrupt.seen and own_handler[1] == [] and signal.getsignal(signal.SIGINT) is own_handler[0]
+    last = events[-1].generation
+    assert last.finish_reason == "interrupted" and last.text == model.tokenizer.decode(last.tokens)
+    assert [e.token for e in events] == [*last.tokens, None] and len(last.tokens) == 9
 
 
 def test_an_ignored_interrupt_stays_ignored(model, own_handler):

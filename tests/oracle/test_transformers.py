@@ -48,7 +48,7 @@ def error(got, want):
 
 
 @torch.inference_mode()
-def oracle_greedy(oracle, prompts, n, stop_ids=()):
+def oracle_greedy(oracle, prompts, n, stop_ids=(), **options):
     """[(new tokens, how many of them are decided)] of prompts of any lengths.
 
     A token is decided while the two best logits of every step up to it differ by more than RTOL of the largest.
@@ -58,11 +58,11 @@ def oracle_greedy(oracle, prompts, n, stop_ids=()):
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     out = oracle.generate(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=n, eos_token_id=list(stop_ids) or None,
-        pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+        pad_token_id=0, output_scores=True, return_dict_in_generate=True, **options,
     )  # fmt: skip
     tokens = out.sequences[:, longest:].tolist()
-    best = torch.stack([step.topk(2).values for step in out.logits], 1)  # [rows, steps, 2]
-    largest = torch.stack([step.abs().amax(-1) for step in out.logits], 1)
+    best = torch.stack([step.topk(2).values for step in out.scores], 1)  # [rows, steps, 2]
+    largest = torch.stack([step.abs().amax(-1) for step in out.scores], 1)
     near = (best[..., 0] - best[..., 1] < RTOL * largest).tolist()
     result = []
     for row, undecided in zip(tokens, near, strict=True):
@@ -236,6 +236,18 @@ def test_heads_and_names_as_transformers_reads_them(tmp_path, tied, store, reads
     assert error(model.logits(ids), oracle_logits(oracle_of(tmp_path), ids)) <= RTOL
 
 
+@pytest.mark.parametrize("penalty", [1.1, 1.3, 0.9])
+def test_a_repetition_penalty(saved, penalty):
+    prompts = [saved.ids[:7], saved.ids[10:75]]
+    model = skipkv.load(saved.directory, dtype="f32", progress=False)
+    options = {"max_new_tokens": 60, "stop_ids": (), "cache": "f32", "progress": False}
+    outs = model.generate(prompts, repetition_penalty=penalty, **options)
+    # One by one: a padded prompt's padding would count as said.
+    expected = [oracle_greedy(saved.oracle, [ids], 60, repetition_penalty=penalty)[0] for ids in prompts]
+    assert check_greedy(outs, expected) >= 60
+    assert [out.tokens for out in outs] != [out.tokens for out in model.generate(prompts, **options)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The tiny reasoner
 
@@ -257,6 +269,40 @@ def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, backend):
     assert check_greedy(outs, expected) == sum(len(out.tokens) for out in outs) > 3000
     for out, (tokens, _) in zip(outs, expected, strict=True):
         assert out.text == model.tokenizer.decode(tokens) and out.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("penalty", [1.1, 1.3, 0.9])
+def test_tiny_under_a_repetition_penalty(penalty):
+    model, oracle = skipkv.load("tiny", dtype="f32", progress=False), oracle_of(TINY)
+    prompts = [problem["prompt"] for problem in PROBLEMS[:3]]
+    outs = model.generate(prompts, max_new_tokens=200, cache="f32", repetition_penalty=penalty, progress=False)
+    expected = [oracle_greedy(oracle, [out.prompt_tokens], 200, model.stop_ids, repetition_penalty=penalty)[0]
+                for out in outs]  # fmt: skip
+    assert check_greedy(outs, expected) >= 300
+
+
+@pytest.mark.parametrize("generation", [None, {}, {"eos_token_id": 7}, {"eos_token_id": [8, 9]}], ids=str)
+@pytest.mark.parametrize("eos", [["Wait"], [" so", "Wait"], []], ids=str)
+def test_texts_end_where_they_end_in_transformers(tmp_path, generation, eos):
+    for name in ("model.safetensors", "tokenizer.json"):  # no tokenizer_config.json: no EOS of the tokenizer's
+        (tmp_path / name).symlink_to(TINY / name)
+    prompt = PROBLEMS[0]["prompt"]
+    tokenizer = skipkv.load("tiny", progress=False).tokenizer
+    ids = [tokenizer.encode(text)[-1] for text in eos]
+    config = json.loads((TINY / "config.json").read_text()) | {"eos_token_id": ids[0] if len(ids) == 1 else ids or None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    ours = skipkv.load(tmp_path, dtype="f32", progress=False).generate(prompt, max_new_tokens=60, cache="f32")[0]
+    with torch.inference_mode():
+        given = torch.tensor([ours.prompt_tokens])
+        theirs = oracle_of(tmp_path).generate(given, max_new_tokens=60, do_sample=False, pad_token_id=0)
+    theirs = theirs[0, given.shape[1] :].tolist()
+    if generation == {} and ids:  # there it would never end
+        assert len(theirs) == 60 and ours.finish_reason == "stop" and ours.tokens[-1] in ids
+        assert ours.tokens == theirs[: len(ours.tokens)]
+    else:
+        assert ours.tokens == theirs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
