@@ -1,5 +1,6 @@
 """What a run kept, compaction by compaction, with the numbers that decided; one .npz that needs no model to be read."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 
 from skipkv.errors import ConfigError, Error
 from skipkv.methods import Method, parse_method
+from skipkv.writing import write_whole
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
@@ -150,8 +152,9 @@ class Trace:
         }  # fmt: skip
         for name in names:
             arrays[name] = np.concatenate([c.scores[name] for c in self.compactions if c.scores])
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        write_whole(path, file.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Trace":

@@ -14,6 +14,7 @@ import numpy as np
 
 from skipkv.errors import CheckpointError
 from skipkv.load.files import MAX_JSON_BYTES, is_int, parse_object, reading, require_file, show
+from skipkv.writing import write_whole
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_RANK = 8
@@ -120,4 +121,4 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], 
         data += raw
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    write_whole(path, struct.pack("<Q", len(text)) + text + data)
