@@ -24,9 +24,10 @@ import jinja2.sandbox
 import tokenizers
 
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.load.files import Fields, decode, read_file, read_object, show
+from skipkv.load.files import Fields, read_object, read_text, show
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+OTHERS = ("tokenizer.model", "vocab.json")  # what transformers makes a tokenizer.json of
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MESSAGE = (("role", str, "a string"), ("content", (str, list), "a string or a list of parts"))
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -125,7 +126,11 @@ class Tokenizer:
     def __init__(self, directory: str | PathLike[str], vocab: int) -> None:
         path = Path(directory) / TOKENIZER
         self.vocab = vocab
-        raw = read_file(path)
+        others = [file for file in OTHERS if (Path(directory) / file).exists()]
+        if others and not path.exists():
+            convert = "AutoTokenizer.from_pretrained({0!r}).save_pretrained({0!r})".format(str(directory))
+            raise CheckpointError(f"{path}: expected a file, found only {others[0]!r} (with transformers: {convert})")
+        raw = read_text(path, "a JSON object").encode()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             self._tokenizer.no_truncation()
@@ -161,7 +166,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = (self.id_of(self.special.get(key, "")) for key in NAMED[:2])
         self._where, template = f"{path}: chat_template", fields.get("chat_template")
         if file.exists():
-            self._where, template = str(file), decode(read_file(file), file)
+            self._where, template = str(file), read_text(file, "a chat template")
         elif isinstance(template, list):
             named = [t for t in template if isinstance(t, dict) and t.get("name") == "default" and t.get("template")]
             template = named[-1]["template"] if named else template

@@ -329,73 +329,12 @@ def test_a_long_stream_decodes_a_short_window(opened):
         assert len(stream._window) <= 3
 
 
-def changed(**values):
-    return json.dumps(json.loads(llama2().to_str()) | values)
-
-
-def post(**values):
-    return {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": values}  # fmt: skip
-
-
-UNREADABLE = "tokenizer.json: expected a tokenizer that the tokenizers library reads: "
-
-
-@pytest.mark.parametrize("raw, expected", [
-    (None, "tokenizer.json: expected a file, found nothing"),
-    ("", UNREADABLE + "EOF while parsing a value at line 1 column 0"),
-    ("[]", UNREADABLE + "invalid type: sequence, expected struct Tokenizer at line 1 column 2"),
-    ("{}", UNREADABLE + "Model missing. at line 1 column 2"),
-    ('{"model": ', UNREADABLE + "EOF while parsing a value at line 1 column 10"),
-    (changed(post_processor=post()), UNREADABLE + "no entry found for key"),  # the library panics, when first used
-    (changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}})), "tokenizer.json: expected ids below 400, the rows of the embedding, found 70000 (null)"),
-    (changed(model={"type": "WordLevel", "vocab": {"a": 0, "far": 400}, "unk_token": "a"}), "tokenizer.json: expected ids below 400, the rows of the embedding, found 400 ('far')"),
-])  # fmt: skip
-def test_broken_tokenizer(tmp_path, raw, expected):
-    if raw is not None:
-        (tmp_path / "tokenizer.json").write_text(raw)
-    with refused(f"{tmp_path}/{expected}", CheckpointError):
-        Tokenizer(tmp_path, 400)
-
-
 def test_an_embedding_of_just_the_tokenizers_size_is_enough(tmp_path):
     write(tmp_path, llama2())
     size = llama2().get_vocab_size()
     assert Tokenizer(tmp_path, size).n_vocab == size
     with pytest.raises(CheckpointError, match=f"expected ids below {size - 1}, the rows .*, found {size - 1}"):
         Tokenizer(tmp_path, size - 1)
-
-
-SETTINGS = "tokenizer_config.json: "
-EXPECTED_TEMPLATE = (
-    SETTINGS + 'chat_template: expected a string or a list of {name, template} with one named "default", found '
-)
-
-
-@pytest.mark.parametrize("config, expected", [
-    ("[1]", SETTINGS + "expected a JSON object, found [1]"),
-    ("{", SETTINGS + "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    ('{"eos_token": 2}', SETTINGS + "eos_token: expected a token or an object with its content, found 2"),
-    ('{"bos_token": {"id": 1}}', SETTINGS + "bos_token: expected a token or an object with its content, found {'id': 1}"),
-    ('{"split_special_tokens": "no"}', SETTINGS + "split_special_tokens: expected true or false, found 'no'"),
-    ('{"chat_template": 5}', EXPECTED_TEMPLATE + "5"),
-    ('{"chat_template": {"default": "x"}}', EXPECTED_TEMPLATE + "{'default': 'x'}"),
-    ('{"chat_template": [{"name": "rag", "template": "x"}]}', EXPECTED_TEMPLATE + "[{'name': 'rag', 'template': 'x'}]"),
-    ('{"chat_template": [{"name": "default"}, 3]}', EXPECTED_TEMPLATE + "[{'name': 'default'}, 3]"),
-    ('{"chat_template": "\\n{% if x %}"}', SETTINGS + "chat_template: line 2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'. The innermost block that needs to be closed is 'if'."),
-])  # fmt: skip
-def test_broken_settings(tmp_path, config, expected):
-    write(tmp_path, llama2())
-    (tmp_path / "tokenizer_config.json").write_text(config)
-    with refused(f"{tmp_path}/{expected}", CheckpointError):
-        Tokenizer(tmp_path, 400)
-
-
-def test_a_template_file_that_is_not_text(tmp_path):
-    write(tmp_path, llama2())
-    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
-    with refused(f"{tmp_path}/chat_template.jinja: expected UTF-8, found byte 0xff at 2", CheckpointError):
-        Tokenizer(tmp_path, 400)
 
 
 @pytest.mark.parametrize("template, expected", [
