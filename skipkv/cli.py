@@ -26,16 +26,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse before the work what could not be written after it."""
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed; allowed: a terminal, a file, a pipe")
     for name in ("out", "trace", "plot"):
         path = getattr(args, name, None)
         if path is None:
             continue
-        folder = Path(path).parent
+        folder = Path(os.path.realpath(path) if os.path.islink(path) else path).parent  # where it is written first
         if not folder.is_dir():
             raise ConfigError(f"{name} is {path!r}; there is no directory {str(folder)!r}")
         if Path(path).is_dir():
             raise ConfigError(f"{name} is {path!r}, a directory; allowed: a file")
-        if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        there = Path(path).exists()
+        places = [path] * there + [folder] * (not there or Path(path).is_file())
+        if not all(os.access(place, os.W_OK) for place in places):
             raise ConfigError(f"{name} is {path!r}, which may not be written")
 
 
@@ -43,19 +47,38 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
     args = parser().parse_args(argv)
     quiet = getattr(args, "quiet", False)
+    if sys.stderr is None:  # print would take standard output instead
+        sys.stderr = open(os.devnull, "w")
+    if hasattr(sys.stdout, "reconfigure"):  # what it cannot encode is escaped rather than lost
+        sys.stdout.reconfigure(errors="backslashreplace")
+    status, failed = 2, None
     try:
         _check_outputs(args)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: None if quiet else tqdm.write(f"skipkv: {message}", sys.stderr)
             status = COMMANDS[args.command].run(args)
-        sys.stdout.flush()  # a pipe that broke is told here, not at exit
-        return status
-    except BrokenPipeError:
-        # The reader has gone; what Python would still flush has no one to go to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (Error, OSError) as error:
-        print(f"skipkv: {error}", file=sys.stderr)
-        return 2
+    except (Error, OSError, MemoryError) as error:
+        failed = error
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    lost = _flush()
+    if isinstance(failed, OSError) and failed.filename is None:  # files are named
+        lost = failed
+    if isinstance(lost, BrokenPipeError):  # the reader has seen what it wanted
+        return 0
+    if lost and not isinstance(failed, Error):
+        status, failed = 2, f"standard output: {lost.strerror}"
+    if failed:
+        print(f"skipkv: {str(failed) or 'out of memory'}", file=sys.stderr)
+    return status
+
+
+def _flush() -> OSError | None:
+    """Write what is still to be printed, here rather than at the interpreter's exit, or say why it is lost."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

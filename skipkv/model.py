@@ -86,14 +86,13 @@ def _eos(checkpoint: Checkpoint) -> int | list[int] | None:
 
 
 def _bind(core: _skipkv.Model, checkpoint: Checkpoint, threads: int, progress: bool) -> None:
-    """Pack tensor by tensor; the mapped pages of each are given back at once."""
+    """Read and pack tensor by tensor, so that only one is held twice."""
     quiet = None if progress else True
     with tqdm(
         total=checkpoint.n_bytes, unit="B", unit_scale=True, desc=checkpoint.name, leave=False, disable=quiet
     ) as bar:
         for name, tensor in checkpoint.tensors.items():
-            core.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.view(name), threads)
-            checkpoint.release(name)
+            core.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.read(name), threads)
             bar.update(tensor.n_bytes)
 
 

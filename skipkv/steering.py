@@ -12,7 +12,7 @@ import numpy as np
 
 from skipkv.checks import CONSTANTS, check_fields, checked, integer, number, one_of
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.load.safetensors import map_file, write_file
+from skipkv.load.safetensors import open_tensors, read_tensor, write_file
 from skipkv.methods import Method, parse_method
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -108,8 +108,8 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
         The file is not such a file.
     """
     path = Path(str(files("skipkv.tiny") / "steering.safetensors") if path == "tiny" else path)
-    mapped, tensors, metadata = map_file(path)
-    with mapped:
+    file, tensors, metadata = open_tensors(path)
+    with file:
         vectors = {}
         for name, tensor in tensors.items():
             layer = name.removeprefix("layer.")
@@ -117,7 +117,7 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
             if not digits or tensor.dtype != "F32" or len(tensor.shape) != 1:
                 found = f"{name!r} {tensor.dtype} {list(tensor.shape)}"
                 raise CheckpointError(f"{path}: expected tensors layer.N of F32 [hidden], found {found}")
-            vectors[int(layer)] = np.frombuffer(mapped[tensor.offset : tensor.offset + tensor.n_bytes], np.float32)
+            vectors[int(layer)] = read_tensor(file, tensor).view(np.float32)
     if not vectors:
         raise CheckpointError(f"{path}: expected at least one vector, found none")
     return vectors, metadata

@@ -1,15 +1,19 @@
 """What a run kept, compaction by compaction, with the numbers that decided; one .npz that needs no model to be read."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from skipkv.errors import ConfigError, Error
+from skipkv.errors import CheckpointError, ConfigError
+from skipkv.load.files import open_file, what_is
 from skipkv.methods import Method, parse_method
+from skipkv.writing import write_whole
 
 FORMAT = 1
 SCORES = ("importance", "redundancy", "penalty", "score")
@@ -150,8 +154,9 @@ class Trace:
         }  # fmt: skip
         for name in names:
             arrays[name] = np.concatenate([c.scores[name] for c in self.compactions if c.scores])
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        write_whole(path, file.getbuffer())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Trace":
@@ -159,24 +164,26 @@ class Trace:
 
         Raises
         ------
-        Error
-            The file is not such a trace.
+        CheckpointError
+            The file is not such a trace, or there is none.
         """
-        with open(path, "rb") as raw:
+        path = Path(path)
+        with open_file(path) as raw:
             try:
                 return cls._read(raw, path)
-            except Error:
+            except CheckpointError:
                 raise
             except Exception as error:  # what NumPy and zipfile raise for a broken file has no common base
-                raise Error(f"{path}: expected a skipkv trace, found something else ({error!r:.200})") from None
+                found = what_is(raw, archive=True) or f"something else ({error!r:.200})"
+                raise CheckpointError(f"{path}: expected a skipkv trace, found {found}") from None
 
     @classmethod
-    def _read(cls, raw: BinaryIO, path: str | os.PathLike[str]) -> "Trace":
+    def _read(cls, raw: BinaryIO, path: Path) -> "Trace":
         with np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays["head"]))
         if head["format"] != FORMAT:
-            raise Error(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
+            raise CheckpointError(f"{path}: expected a trace of format {FORMAT}, found {head['format']!r}")
         names = [name for name in SCORES if name in arrays]
         _check(head, arrays, names)
         index, n_scores = arrays["index"].tolist(), arrays["n_scores"]

@@ -104,7 +104,7 @@ def tiny(variant=None):
     with open_checkpoint("tiny") as checkpoint:
         model = _skipkv.Model(checkpoint.config.as_dict(), "bf16", variant)
         for name, tensor in checkpoint.tensors.items():
-            model.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.view(name), 1)
+            model.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.read(name), 1)
     return model
 
 
@@ -119,7 +119,7 @@ def decoder_parts(source):
     with open_checkpoint(source) as checkpoint:
         weights = {}
         for name, tensor in checkpoint.tensors.items():
-            raw = checkpoint.view(name).view(types[tensor.dtype]).reshape(tensor.shape)
+            raw = checkpoint.read(name).view(types[tensor.dtype]).reshape(tensor.shape)
             wide = (raw.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else raw.astype(np.float32)
             weights[name] = wide
         return checkpoint.config.as_dict(), weights

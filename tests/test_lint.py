@@ -139,7 +139,7 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path
 # Each may import what stands before it, and what stands beside it in its own line from left to right.
 FLOORS = [
     ["_skipkv"],
-    ["errors"],
+    ["errors", "writing"],
     ["checks"],
     ["load"],
     ["methods", "trace", "steering", "sentences", "selection"],

@@ -5,14 +5,16 @@ import json
 
 from tqdm import tqdm
 
-from skipkv.checks import CONSTANTS
-from skipkv.commands.options import METHOD_HELP, add_common, add_types
+from skipkv.checks import CONSTANTS, integer
+from skipkv.commands.options import METHOD_HELP, add_common, add_types, integers
 from skipkv.errors import ConfigError
 from skipkv.eval import speed
+from skipkv.load.config import MAX_CONTEXT
 from skipkv.methods import parse_method
 from skipkv.model import load
 
 HELP = "Measure this machine's limits and the engine against them."
+MOST = {"rows": 1 << 16, "contexts": MAX_CONTEXT, "prefill": MAX_CONTEXT, "steps": 10_000, "repeats": 10_000}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +34,10 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.model) == bool(args.random_weights):
         raise ConfigError("bench: expected a model or --random-weights SHAPE, one of them")
     method = parse_method(args.method)
-    try:
-        rows, contexts = ([int(x) for x in text.split(",")] for text in (args.rows, args.contexts))
-    except ValueError:
-        found = f"rows is {args.rows!r}, contexts {args.contexts!r}"
-        raise ConfigError(f"{found}; allowed: integers separated by commas") from None
-    if min(*rows, *contexts, args.steps, args.repeats, args.prefill) < 1:
-        raise ConfigError("rows, contexts, steps, repeats and prefill: allowed: integers from 1")
+    given = {name: integers(name, str(getattr(args, name))) for name in MOST}
+    for name, values in given.items():
+        for value in values:
+            integer(name, value, 1, MOST[name])
     if args.random_weights:
         model = speed.random_model(args.random_weights, args.dtype, args.threads)
     else:
@@ -53,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s\n\n{table.head}", flush=True)
     results = []
     for result in speed.measure(
-        model, method, cache=args.cache, rows=rows, contexts=contexts, prefill_tokens=args.prefill, steps=args.steps,
-        repeats=args.repeats, limits=limits, progress=not args.quiet,
+        model, method, cache=args.cache, rows=given["rows"], contexts=given["contexts"], prefill_tokens=args.prefill,
+        steps=args.steps, repeats=args.repeats, limits=limits, progress=not args.quiet,
     ):  # fmt: skip
         results.append(result)
         if not args.json:

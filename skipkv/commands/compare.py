@@ -9,6 +9,7 @@ from skipkv.eval.fidelity import compare, table
 from skipkv.load.texts import read_texts
 from skipkv.steering import parse_run
 from skipkv.viz import curve
+from skipkv.viz.curves import suffix_of
 
 HELP = "Replay recorded texts under several methods against the full cache; no sampling."
 
@@ -26,6 +27,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     runs = [parse_run(text.strip()) for text in args.methods.split(";") if text.strip()]
+    if args.plot:
+        suffix_of("plot", args.plot)
     if not runs:
         raise ConfigError(f'methods is {args.methods!r}; allowed: methods separated by ";"')
     model = load_model(args)

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
         for out in outs:
             if args.json:
-                print(json.dumps(out.as_dict(), ensure_ascii=False))
+                print(json.dumps(out.as_dict()))
             else:
                 print(f"--- prompt {out.prompt}, sample {out.sample}\n{out.text}")
     if args.trace:

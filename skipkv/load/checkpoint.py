@@ -7,31 +7,45 @@ Everything is checked here, at the border, before a weight is packed: the engine
 """
 
 import math
-import mmap
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 import numpy as np
 
 from skipkv import _skipkv
 from skipkv.errors import CheckpointError
 from skipkv.load.config import ModelConfig
-from skipkv.load.files import read_object, reading, show, some
-from skipkv.load.safetensors import DTYPE_BYTES, Tensor, map_file
+from skipkv.load.files import open_file, read_object, reading, show, some, what_is
+from skipkv.load.safetensors import Tensor, open_tensors, read_tensor
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", {"adapter_model.safetensors", "adapter_model.bin"}
 FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
 # What a repository is asked for: not its second copy of the weights in another format.
 HUB_FILES = (CONFIG, GENERATION, INDEX, "model*.safetensors", "tokenizer.json", "tokenizer_config.json",
-             "chat_template.jinja", "additional_chat_templates/*.jinja")  # fmt: skip
+             "chat_template.jinja", "additional_chat_templates/*.jinja", ADAPTER)  # fmt: skip
+
+
+def _refuse_others(directory: Path) -> None:
+    """What is no model of its own, or one in another format: told by the names of the files."""
+    with reading(directory):
+        files = set(os.listdir(directory))
+    if files & {ADAPTER, *ADAPTER_WEIGHTS}:
+        base = read_object(directory / ADAPTER).get("base_model_name_or_path") if ADAPTER in files else None
+        of, advice = f" of {show(base)}" if base else "", "merge it into its base model first (merge_and_unload)"
+        raise CheckpointError(f"{directory}: expected a model, found a PEFT adapter{of}; {advice}")
+    others = [file for file in files if file.endswith(FOREIGN_WEIGHTS)]
+    if others and CONFIG not in files and not any(file.endswith(".safetensors") for file in files):
+        raise CheckpointError(f"{directory}: expected {CONFIG}, found {some(others)} (convert to safetensors)")
 
 
 def _read_index(directory: Path) -> dict[str, str]:
@@ -64,7 +78,7 @@ def _with_prefix(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Checkpoint(AbstractContextManager):
-    """A checked model directory, its weights memory-mapped. A context manager; ``close`` gives the maps back.
+    """A checked model directory, its weights read one by one. A context manager; ``close`` gives the files back.
 
     Parameters
     ----------
@@ -97,12 +111,13 @@ class Checkpoint(AbstractContextManager):
     def __init__(self, directory: str | os.PathLike[str], name: str | None = None) -> None:
         self.path = Path(directory)
         self.name = name if name is not None else os.path.basename(os.path.abspath(self.path))
+        _refuse_others(self.path)
         self.config = ModelConfig.from_json(self.path / CONFIG)
         generation = self.path / GENERATION
         self.generation = read_object(generation) if generation.exists() else {}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._files: dict[Path, BinaryIO] = {}
         try:
-            found = _with_prefix(self._map_files())
+            found = _with_prefix(self._open_files())
             self._untie(found)
             needed = {name: (shape, matrix) for name, shape, matrix in _skipkv.tensors(self.config.as_dict())}
             self._compare(found, needed)
@@ -122,43 +137,31 @@ class Checkpoint(AbstractContextManager):
         return f"<Checkpoint {self.name!r}: {self.config.family}, {self.n_parameters} parameters, {self.dtype}>"
 
     def close(self) -> None:
-        """Give the maps back; one that a view still shows goes with its last view."""
-        for mapped in self._maps.values():
-            with suppress(BufferError):
-                mapped.close()
-        self._maps = {}
+        """Give the files back."""
+        for file in self._files.values():
+            file.close()
+        self._files = {}
 
-    def view(self, name: str) -> np.ndarray:
-        """A tensor's bytes, read-only ``uint8 [n_bytes]``, aligned to its elements.
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's bytes, ``uint8 [n_bytes]``, aligned to its elements.
 
-        They are the map's own, not a copy, but where the file places the tensor at an odd address.
+        Raises
+        ------
+        CheckpointError
+            The file has become shorter, or cannot be read.
         """
         tensor = self.tensors[name]
-        view = self._bytes(tensor)
-        return view if tensor.offset % DTYPE_BYTES[tensor.dtype] == 0 else view.copy()
-
-    def release(self, name: str) -> None:
-        """Take a tensor's whole pages out of this process's memory; a later view reads them from the file again."""
-        self._forget(self.tensors[name])
-
-    def _bytes(self, tensor: Tensor) -> np.ndarray:
-        if tensor.file not in self._maps:
+        if tensor.file not in self._files:
             raise ValueError(f"checkpoint {self.name!r} is closed")
-        return np.frombuffer(self._maps[tensor.file], np.uint8, tensor.n_bytes, tensor.offset)
+        return read_tensor(self._files[tensor.file], tensor)
 
-    def _forget(self, tensor: Tensor) -> None:
-        first = -(-tensor.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < end and tensor.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            self._maps[tensor.file].madvise(mmap.MADV_DONTNEED, first, end - first)
-
-    def _map_files(self) -> dict[str, Tensor]:
-        """Map the one file, or those that the index names; every tensor must be in the file that the index says."""
+    def _open_files(self) -> dict[str, Tensor]:
+        """Open the one file, or those that the index names; every tensor must be in the file that the index says."""
         # As in transformers, the single file wins over an index beside it.
         weight_map = None if (self.path / WEIGHTS).exists() else _read_index(self.path)
         found: dict[str, Tensor] = {}
         for path in [self.path / file for file in sorted(set(weight_map.values() if weight_map else [WEIGHTS]))]:
-            self._maps[path], tensors, _ = map_file(path)
+            self._files[path], tensors, _ = open_tensors(path)
             for name in sorted(found.keys() & tensors.keys()):
                 both = f"expected in one file, found in {show(found[name].file.name)} too"
                 raise CheckpointError(f"{path}: tensor {show(name)}: {both}")
@@ -199,12 +202,7 @@ class Checkpoint(AbstractContextManager):
 
     def _equal(self, one: Tensor, other: Tensor) -> bool:
         same = (one.dtype, one.shape) == (other.dtype, other.shape)
-        a, b, step = self._bytes(one), self._bytes(other), 1 << 24
-        for i in range(0, len(a) if same else 0, step):
-            same = same and np.array_equal(a[i : i + step], b[i : i + step])
-            self._forget(one)
-            self._forget(other)
-        return same
+        return same and np.array_equal(*(read_tensor(self._files[t.file], t) for t in (one, other)))
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":
@@ -228,7 +226,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":
     if os.path.isdir(path):
         return Checkpoint(path)
     if os.path.lexists(path):
-        raise CheckpointError(f"{path}: expected a directory with {CONFIG}, found something else")
+        found = "something else"
+        if os.path.isfile(path):
+            with open_file(Path(path)) as file:
+                found = what_is(file) or found
+        raise CheckpointError(f"{path}: expected a directory with {CONFIG}, found {found}")
     if not isinstance(source, str) or text.startswith((".", "~")) or os.path.isabs(text):
         raise CheckpointError(f"{path}: expected a directory with {CONFIG}, found nothing")
     if not HUB_ID.fullmatch(text):

@@ -1,16 +1,28 @@
 """Files as they come from outside: read whole or not at all, JSON checked key by key, and quoted safely in messages."""
 
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from skipkv.errors import CheckpointError
 
 MAX_JSON_BYTES = 100_000_000  # the safetensors reference implementation's limit for a header
+
+FOREIGN = [(re.compile(pattern), what) for pattern, what in (
+    (rb"\Z", "an empty file"),
+    (rb"version https://git-lfs", "a git-lfs pointer (the file itself was never fetched: git lfs pull)"),
+    (rb"GGUF", "a GGUF file (take the safetensors that it was made from)"),
+    (rb"PK\x03\x04", "a zip archive (torch.save's format)"),
+    (rb"\x80[\x02-\x05][^\0]", "a pickle (torch.save's older format)"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", "an HTML or XML page (a download's error page)"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff|([\t-~]\0\0\0|\0\0\0[\t-~]){2}", "UTF-32 text (save it as UTF-8)"),
+    (rb"\xff\xfe|\xfe\xff|([\t-~]\0|\0[\t-~]){2}", "UTF-16 text (save it as UTF-8)"),
+)]  # fmt: skip
 
 _repr = reprlib.Repr()
 _repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlist, _repr.maxdict = 3, 120, 120, 8, 4
@@ -25,6 +37,16 @@ def some(names: Iterable[str]) -> str:
     """The first few of many names and their count."""
     names = sorted(names)
     return f"{len(names)}: {', '.join(map(show, names[:4]))}{', …' if len(names) > 4 else ''}"
+
+
+def what_is(head: bytes | BinaryIO, archive: bool = False) -> str | None:
+    """What often stands in a file's place, if its first bytes are of such; ``archive``: a zip is what should be."""
+    if not isinstance(head, bytes):
+        head.seek(0)
+        head = head.read(64)
+    if archive and head.startswith(b"PK"):
+        return None
+    return next((what for pattern, what in FOREIGN if pattern.match(head)), None)
 
 
 def is_int(value: object) -> bool:
@@ -49,8 +71,7 @@ def decode(raw: bytes, where: object) -> str:
         raise CheckpointError(f"{where}: expected UTF-8, found {found}") from None
 
 
-def parse_object(raw: bytes, where: object) -> dict[str, Any]:
-    text = decode(raw, where)
+def parse_object(text: str, where: object) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -73,6 +94,13 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{path}: expected a file, found {'something else' if path.exists() else 'nothing'}")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file to read from, to be closed."""
+    with reading(path):
+        require_file(path)
+        return path.open("rb")
+
+
 def read_file(path: Path, limit: int | None = None) -> bytes:
     """A whole file of at most ``limit`` bytes."""
     with reading(path):
@@ -83,9 +111,17 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
         return path.read_bytes()
 
 
+def read_text(path: Path, expected: str, limit: int | None = None) -> str:
+    """The text of a UTF-8 file, without its byte order mark."""
+    raw = read_file(path, limit)
+    if found := what_is(raw):
+        raise CheckpointError(f"{path}: expected {expected}, found {found}")
+    return decode(raw, path).removeprefix("\ufeff")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds."""
-    return parse_object(read_file(path, MAX_JSON_BYTES), path)
+    return parse_object(read_text(path, "a JSON object", MAX_JSON_BYTES), path)
 
 
 class Fields:

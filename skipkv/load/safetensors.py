@@ -1,11 +1,11 @@
-"""safetensors files, read by mapping them: every byte of the data belongs to one tensor of the header."""
+"""safetensors files, read tensor by tensor: every byte of the data belongs to one tensor of the header."""
 
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from skipkv.errors import CheckpointError
-from skipkv.load.files import MAX_JSON_BYTES, is_int, parse_object, reading, require_file, show
+from skipkv.load.files import MAX_JSON_BYTES, decode, is_int, open_file, parse_object, reading, show, what_is
+from skipkv.writing import write_whole
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_RANK = 8
@@ -31,23 +32,43 @@ class Tensor:
     n_bytes: int
 
 
-class Mapped(NamedTuple):
-    """A file's map, its tensors in file order, and the metadata of its header."""
+class Opened(NamedTuple):
+    """A file to be closed, its tensors in file order, and the metadata of its header."""
 
-    map: mmap.mmap
+    file: BinaryIO
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
-def map_file(path: Path) -> Mapped:
-    """Map a safetensors file. Its tensors are checked to fill it without overlap, hole or remainder."""
-    with reading(path):
-        require_file(path)
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+def open_tensors(path: Path) -> Opened:
+    """Open a safetensors file. Its tensors are checked to fill it without overlap, hole or remainder."""
+    with reading(path), ExitStack() as opened:
+        file = opened.enter_context(open_file(path))
+        size = os.fstat(file.fileno()).st_size
+        try:
             header, metadata = _read_header(path, file, size)
-            tensors = _tensors(path, header, file.tell(), size)
-            return Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), tensors, metadata)
+        except CheckpointError:
+            if found := what_is(file):
+                raise CheckpointError(f"{path}: expected a safetensors file, found {found}") from None
+            raise
+        tensors = _tensors(path, header, file.tell(), size)
+        opened.pop_all()
+        return Opened(file, tensors, metadata)
+
+
+def read_tensor(file: BinaryIO, tensor: Tensor) -> np.ndarray:
+    """A tensor's bytes, ``uint8 [n_bytes]``, aligned to its elements.
+
+    They are read, not mapped: a file that another process cuts short is an error here, not the end of this process.
+    """
+    data = np.empty(tensor.n_bytes, np.uint8)
+    with reading(tensor.file):
+        file.seek(tensor.offset)
+        found = file.readinto(data)
+    if found != tensor.n_bytes:
+        expected = f"expected {tensor.n_bytes} bytes, found {found} (the file has changed since it was opened)"
+        raise CheckpointError(f"{tensor.file}: tensor {show(tensor.name)}: {expected}")
+    return data
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -57,7 +78,8 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
     limit = min(MAX_JSON_BYTES, size - 8)
     if n_bytes > limit:
         raise CheckpointError(f"{path}: header: expected at most {limit} bytes, found a header size of {n_bytes}")
-    header = parse_object(file.read(n_bytes), f"{path}: header")
+    where = f"{path}: header"
+    header = parse_object(decode(file.read(n_bytes), where), where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: header: __metadata__: expected an object of strings, found {show(metadata)}")
@@ -120,4 +142,4 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], 
         data += raw
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    write_whole(path, struct.pack("<Q", len(text)) + text + data)

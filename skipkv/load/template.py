@@ -22,7 +22,7 @@ from typing import Any
 
 from skipkv.errors import BackendError, CheckpointError, ConfigError
 from skipkv.load import worker
-from skipkv.load.files import Fields, decode, read_file, show
+from skipkv.load.files import Fields, read_text, show
 
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 MAX_TEMPLATE = 1 << 18  # bytes; the largest published ones have a tenth of it, and parsing takes seconds a megabyte
@@ -105,7 +105,7 @@ class Templates:
         for name in found.keys() & {"default", "tool_use"}:  # the others are never asked for
             where, text = found[name]
             if isinstance(text, Path):
-                text = decode(read_file(text, MAX_TEMPLATE), text)
+                text = read_text(text, "a chat template", MAX_TEMPLATE)
             if len(text) > MAX_TEMPLATE:
                 raise CheckpointError(f"{where}: expected at most {MAX_TEMPLATE} characters, found {len(text)}")
             try:

@@ -19,10 +19,11 @@ from typing import Any
 import tokenizers
 
 from skipkv.errors import CheckpointError, ConfigError
-from skipkv.load.files import MAX_JSON_BYTES, Fields, read_file, read_object, show
+from skipkv.load.files import MAX_JSON_BYTES, Fields, read_object, read_text, show
 from skipkv.load.template import Templates
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+OTHERS = ("tokenizer.model", "vocab.json")  # what transformers makes a tokenizer.json of
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -61,7 +62,11 @@ class Tokenizer:
     def __init__(self, directory: str | PathLike[str], vocab: int) -> None:
         path = Path(directory) / TOKENIZER
         self.vocab = vocab
-        raw = read_file(path, MAX_JSON_BYTES)
+        others = [file for file in OTHERS if (Path(directory) / file).exists()]
+        if others and not path.exists():
+            convert = "AutoTokenizer.from_pretrained({0!r}).save_pretrained({0!r})".format(str(directory))
+            raise CheckpointError(f"{path}: expected a file, found only {others[0]!r} (with transformers: {convert})")
+        raw = read_text(path, "a JSON object", MAX_JSON_BYTES).encode()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             self._tokenizer.no_truncation()

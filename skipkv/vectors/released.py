@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from skipkv.errors import CheckpointError
+from skipkv.load.files import open_file, what_is
 from skipkv.steering import save_vectors
 
 STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "<u2", "DoubleStorage": "<f8"}
@@ -25,6 +26,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *_: tensor
         if (module, name) == ("collections", "OrderedDict"):
             return dict
         if module == "torch" and name in STORAGES:
@@ -57,17 +60,18 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
         It is something else.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with open_file(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
             root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
             tensor = _Reader(path, archive, root).load()
-    except zipfile.BadZipFile:
-        expected = "expected a zip archive of torch.save, found something else (older formats are not read)"
-        raise CheckpointError(f"{path}: {expected}") from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"{path}: expected a tensor of torch.save: {error}") from None
+        except zipfile.BadZipFile:
+            found = what_is(file, archive=True) or "something else"
+            raise CheckpointError(f"{path}: expected a zip archive of torch.save, found {found}") from None
+        except CheckpointError:
+            raise
+        except Exception as error:  # a damaged pickle can raise nearly anything
+            raise CheckpointError(f"{path}: expected a tensor of torch.save: {error}") from None
     if not isinstance(tensor, np.ndarray):
         raise CheckpointError(f"{path}: expected one tensor, found {type(tensor).__name__}")
     return tensor

@@ -20,6 +20,7 @@ import numpy as np
 from skipkv.errors import ConfigError
 from skipkv.eval.results import Fidelity, Outcome, Run
 from skipkv.viz.page import asset
+from skipkv.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,16 +77,11 @@ class Picture:
         return f"<Picture {self.title!r}; save(path) writes it>"
 
     def _repr_svg_(self) -> str:
-        file = io.BytesIO()
-        self._write(file, ".svg")
-        return file.getvalue().decode()
+        return self._drawn(".svg").decode()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture as what the name ends in: .png, .pdf or .svg; anything else is a `ConfigError`."""
-        suffix = Path(path).suffix.lower()
-        if suffix not in FORMATS:
-            raise ConfigError(f"path is {str(path)!r}; allowed: names that end in {', '.join(FORMATS)}")
-        self._write(path, suffix)
+        write_whole(path, self._drawn(suffix_of("path", path)))
 
     def inline(self) -> str:
         """The SVG as part of a page, in that page's colours, whether light or dark."""
@@ -93,11 +89,21 @@ class Picture:
         svg = re.sub("|".join(names), lambda match: f"var(--{names[match[0]]})", self._repr_svg_())
         return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(self.title)}"', 1)
 
-    def _write(self, file: Any, suffix: str) -> None:
+    def _drawn(self, suffix: str) -> bytes:
         from matplotlib import rc_context
 
+        file = io.BytesIO()
         with rc_context(STYLE):
             self.figure.savefig(file, format=suffix[1:], metadata=FORMATS[suffix])
+        return file.getvalue()
+
+
+def suffix_of(name: str, path: str | os.PathLike[str]) -> str:
+    """What a picture's file name ends in; `ConfigError`, which names the parameter, if pictures are not written so."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(f"{name} is {str(path)!r}; allowed: names that end in {', '.join(FORMATS)}")
+    return suffix
 
 
 def curve(

@@ -19,6 +19,7 @@ import skipkv
 from skipkv import viz
 from skipkv.cli import main
 from skipkv.commands import generate
+from skipkv.commands.bench import MOST
 from skipkv.eval import speed
 from skipkv.methods import CLASSES, PARAMETERS, SHARED_PARAMETERS, TABLE
 from skipkv.steering import parse_run, save_vectors
@@ -185,14 +186,27 @@ BAD = [
     *((["bench", *more], "bench: expected a model or --random-weights SHAPE, one of them")
       for more in ([], ["tiny", "--random-weights", "smollm2-135m"])),
     (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(speed.SHAPES)}"),
-    (["bench", "tiny", "--rows", "1;2"], "rows is '1;2', contexts '128,1024'; allowed: integers separated by commas"),
-    (["bench", "tiny", "--steps", "0"], "rows, contexts, steps, repeats and prefill: allowed: integers from 1"),
+    (["bench", "tiny", "--rows", "1;2"], "rows is '1;2'; allowed: integers separated by commas"),
+    *((["bench", "tiny", f"--{name}", value], f"{name} is {value}; allowed: integers from 1 to {most}")
+      for name, most in MOST.items() for value in ("0", f"{most + 1}", "9" * 30)),
+    (["compare", *TINY, "x", "--methods", "full", "--plot", "p.bmp"],
+     "plot is 'p.bmp'; allowed: names that end in .png, .pdf, .svg"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("argv, message", BAD, ids=["-".join(argv)[:50] for argv, _ in BAD])
 def test_what_is_refused_is_one_line_and_status_2(skip, argv, message):
     assert skip(*argv) == (2, "", f"skipkv: {message}\n")
+
+
+@pytest.mark.parametrize("text", ["Unable to allocate 12.0 GiB", ""])
+def test_what_no_memory_holds_is_one_line_and_status_2(skip, monkeypatch, text):
+    def measure(*_, **__):
+        raise MemoryError(*[text] * bool(text))
+
+    monkeypatch.setattr(speed, "measure", measure)
+    status, _, error = skip("bench", "tiny", "--threads", 1, "--quiet")
+    assert (status, error) == (2, f"skipkv: {text or 'out of memory'}\n")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +224,7 @@ def test_files_that_are_wrong_are_one_line_and_status_2(skip, tmp_path, vector):
         (b'"a"\n{', f"{prompts}: line 2: {no_text}"),
         *((raw, f"{prompts}: line 1: {no_text}") for raw in (b"5", b'{"text": "a"}', b'{"prompt": 5}', b"[1]",
            b'{"messages": "a"}', b'{"messages": []}', b'{"messages": [1]}', b'{"messages": {}}')),
-        (b"", "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
+        (b"\n", "no prompt; allowed: --prompt TEXT, --prompts FILE, --problem N"),
         (b'"\xff"', f"{prompts}: expected UTF-8"),
     ):
         prompts.write_bytes(content)
@@ -360,6 +374,14 @@ def test_a_checkpoints_recommendation(skip, tmp_path):
     settings = {"temperature": 1.5, "top_k": 7, "repetition_penalty": 1.2, "seed": 4}
     recommending = skipkv.load(tmp_path, threads=1, progress=False)
     assert json.loads(out)["tokens"] == generation(recommending, PROBLEMS[0], **settings)[0].tokens
+
+
+def test_an_output_may_be_a_device_or_a_link(skip, tmp_path):
+    (tmp_path / "link.html").symlink_to("page.html")
+    skipkv.Trace([1, 2], ["a", "b"], 1, 1, 1, "full").save(tmp_path / "t.npz")
+    assert skip("view", tmp_path / "t.npz", "-o", "/dev/null")[0] == 0
+    assert skip("view", tmp_path / "t.npz", "-o", tmp_path / "link.html")[0] == 0
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "page.html").read_text().startswith("<!doctype")
 
 
 def test_warnings_are_one_line_and_may_be_left_out(skip):

@@ -187,6 +187,9 @@ def test_files_that_are_no_vectors_are_refused(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_released_tensors_are_read_without_torch(tmp_path, dtype):
     torch = pytest.importorskip("torch")
+    parameter = torch.nn.Parameter(torch.arange(6.0).to(getattr(torch, dtype)))
+    torch.save(parameter, tmp_path / "v.pt")
+    assert np.array_equal(vectors.read_torch_tensor(tmp_path / "v.pt"), np.arange(6))
     values = torch.randn(12, generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype))
     torch.save(values[2:10:2], tmp_path / "v.pt")  # a view with offset and stride
     assert np.array_equal(vectors.read_torch_tensor(tmp_path / "v.pt"), values[2:10:2].float().numpy())

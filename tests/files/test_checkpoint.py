@@ -1,7 +1,7 @@
 """Checkpoints: what opens, what it holds on to, and what a model's name means."""
 
-import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +21,11 @@ from checkpoints import (
     read,
     safetensors,
     write,
+    write_tokenizer,
 )
 from harness import refused
 
+import skipkv
 from skipkv import CheckpointError
 from skipkv.load.checkpoint import open_checkpoint
 
@@ -39,7 +41,7 @@ def test_what_was_written_is_read(tmp_path, base, dtype, auto, shards):
     tensors = write(tmp_path, base, dtype=dtype, shards=shards)
     with open_checkpoint(tmp_path) as checkpoint:
         check_invariants(checkpoint)
-        assert {name: checkpoint.view(name).tobytes() for name in checkpoint.tensors} == {
+        assert {name: checkpoint.read(name).tobytes() for name in checkpoint.tensors} == {
             n: t[2] for n, t in tensors.items()
         }
         assert checkpoint.dtype == auto and checkpoint.name == tmp_path.name and checkpoint.generation == {}
@@ -57,7 +59,7 @@ def test_norms_in_f32_beside_bf16_matrices_are_still_bf16(tmp_path):
     assert open_checkpoint(tmp_path).dtype == "f32"
 
 
-def test_a_tensor_at_an_odd_address_is_shown_aligned(tmp_path):
+def test_a_tensor_at_an_odd_address_is_read_aligned(tmp_path):
     tensors = write(tmp_path)
     raw = pack(tensors)
     n = int.from_bytes(raw[:8], "little")
@@ -65,7 +67,7 @@ def test_a_tensor_at_an_odd_address_is_shown_aligned(tmp_path):
     checkpoint = open_checkpoint(tmp_path)
     check_invariants(checkpoint)
     assert checkpoint.tensors["model.norm.weight"].offset % 2 == 1
-    assert checkpoint.view("model.norm.weight").tobytes() == tensors["model.norm.weight"][2]
+    assert checkpoint.read("model.norm.weight").tobytes() == tensors["model.norm.weight"][2]
 
 
 def test_old_rope_frequencies_are_left_out(tmp_path):
@@ -82,13 +84,23 @@ def test_a_tied_head_stored_a_second_time_is_left_out(tmp_path):
     check_invariants(open_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize("head", [("BF16", (40, 16), b"\1" + bytes(1279)), ("F16", (40, 16), bytes(1280))])
+def test_a_tied_head_that_differs_counts(tmp_path, head):
+    tensors = write(tmp_path, tie_word_embeddings=True)
+    both = {"model.embed_tokens.weight": ("BF16", (40, 16), bytes(1280)), "lm_head.weight": head}
+    write(tmp_path, tensors=tensors | both, tie_word_embeddings=True)
+    with open_checkpoint(tmp_path) as checkpoint:
+        check_invariants(checkpoint)
+        assert not checkpoint.config.tied and checkpoint.read("lm_head.weight").tobytes() == head[2]
+
+
 def test_tensors_without_the_models_prefix(tmp_path):
     tensors = write(tmp_path, shards=2)
     short = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     write(tmp_path, tensors=short, shards=2)
     checkpoint = open_checkpoint(tmp_path)
     check_invariants(checkpoint)
-    assert {name: checkpoint.view(name).tobytes() for name in tensors} == {name: t[2] for name, t in tensors.items()}
+    assert {name: checkpoint.read(name).tobytes() for name in tensors} == {name: t[2] for name, t in tensors.items()}
 
 
 def test_what_the_index_does_not_list_is_left_out_where_it_may_be(tmp_path):
@@ -131,61 +143,36 @@ def test_tiny_is_the_model_in_the_package():
         assert repr(checkpoint) == "<Checkpoint 'tiny': llama, 2479872 parameters, bf16>"
 
 
-def test_closing_keeps_views_alive_and_gives_no_new_ones(tmp_path):
-    tensors = write(tmp_path)
-    with open_checkpoint(tmp_path) as checkpoint:
-        view = checkpoint.view("lm_head.weight")
-    assert view.tobytes() == tensors["lm_head.weight"][2]
-    checkpoint.close()
-    with pytest.raises(ValueError, match="is closed"):
-        checkpoint.view("lm_head.weight")
-
-
-def test_views_are_the_map_itself_and_cannot_be_written(tmp_path):
+def test_a_closed_checkpoint_is_not_read(tmp_path):
     write(tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    name = "model.norm.weight"
-    assert checkpoint.view(name).ctypes.data == checkpoint.view(name).ctypes.data
-    with pytest.raises(ValueError):
-        checkpoint.view(name)[0] = 1
+    with open_checkpoint(tmp_path) as checkpoint:
+        pass
+    with pytest.raises(ValueError, match="is closed"):
+        checkpoint.read("lm_head.weight")
 
 
-def resident(file):
-    """Bytes of this file's map that are in this process's memory."""
-    inside = total = 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split()[0]:
-            inside = line.endswith(str(file))
-        elif inside and line.startswith("Rss:"):
-            total += 1024 * int(line.split()[1])
-    return total
+SHRINK = """
+import os, sys, skipkv.model
+class Bar(skipkv.model.tqdm):
+    def update(self, n):
+        os.truncate(sys.argv[1] + "/model.safetensors", 4096)
+skipkv.model.tqdm = Bar
+try:
+    skipkv.load(sys.argv[1], progress=False)
+except skipkv.CheckpointError as error:
+    print(error)
+"""
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
-def test_release_gives_memory_back_and_keeps_the_data(tmp_path):
-    tensors = write(tmp_path, vocab_size=1 << 18)
-    big, small = "model.embed_tokens.weight", "model.norm.weight"
-    checkpoint = open_checkpoint(tmp_path)
-    view = checkpoint.view(big)
-    assert view.tobytes() == tensors[big][2]
-    before = resident(tmp_path / "model.safetensors")
-    checkpoint.release(big)
-    checkpoint.release(small)  # less than a page: nothing to give back
-    after = resident(tmp_path / "model.safetensors")
-    # The kernel maps pages around a fault, so some at both ends of the tensor may be another's.
-    assert before >= view.nbytes and after <= before - view.nbytes + 32 * mmap.PAGESIZE
-    assert view.tobytes() == tensors[big][2]
-    assert checkpoint.view(small).tobytes() == tensors[small][2]
-
-
-def test_comparing_a_stored_tied_head_leaves_nothing_resident(tmp_path):
-    tensors = write(tmp_path, tie_word_embeddings=True, vocab_size=1 << 18)
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    write(tmp_path, tensors=tensors, tie_word_embeddings=True, vocab_size=1 << 18)
-    checkpoint = open_checkpoint(tmp_path)
-    check_invariants(checkpoint)
-    if Path("/proc/self/smaps").exists():
-        assert resident(tmp_path / "model.safetensors") < checkpoint.tensors["model.embed_tokens.weight"].n_bytes / 4
+def test_a_file_that_shrinks_while_it_is_loaded_is_refused(tmp_path):
+    write(tmp_path, vocab_size=4096)
+    write_tokenizer(tmp_path, 40)
+    environment = os.environ | {"PYTHONPATH": str(Path(skipkv.__file__).parents[1])}
+    command = [sys.executable, "-c", SHRINK, str(tmp_path)]  # a process of its own: a mapped file would end it
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    expected = "expected [0-9]+ bytes, found [0-9]+ .the file has changed since it was opened."
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(f"{tmp_path}/model.safetensors: tensor 'model[^']*': {expected}\n", done.stdout), done.stdout
 
 
 @pytest.fixture
@@ -215,7 +202,8 @@ def test_a_hub_id_is_downloaded_without_other_formats(tmp_path, hub):
     from huggingface_hub.utils import filter_repo_objects
 
     wanted = ["config.json", "generation_config.json", "model.safetensors", FIRST, INDEX, "tokenizer.json",
-              "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"]  # fmt: skip
+              "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
+              "adapter_config.json"]  # fmt: skip
     others = ["README.md", "pytorch_model.bin", "original/consolidated.00.pth", "consolidated.safetensors", "m.gguf",
               "original/params.json", "onnx/model.onnx"]  # fmt: skip
     assert list(filter_repo_objects(wanted + others, allow_patterns=options["allow_patterns"])) == wanted
@@ -260,7 +248,7 @@ def test_a_directory_wins_over_a_hub_id_and_the_word_tiny_over_both(tmp_path, hu
     *((name, repr(name), "neither") for name in ("", "a/b/c", "a b", "a\0b")),
 ])  # fmt: skip
 def test_names_that_are_no_model(tmp_path, hub, monkeypatch, source, shown, found):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("a")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(CheckpointError) as error:

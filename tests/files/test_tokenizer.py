@@ -17,7 +17,6 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, proces
 from tokenizers.models import BPE, WordLevel
 
 import skipkv
-from skipkv import CheckpointError
 from skipkv.errors import ConfigError
 from skipkv.load.tokenizer import Tokenizer
 
@@ -329,43 +328,6 @@ def test_a_long_stream_decodes_a_short_window(opened):
         assert len(stream._window) <= 3
 
 
-def changed(**values):
-    return json.dumps(json.loads(llama2().to_str()) | values)
-
-
-def post(**values):
-    return {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": values}  # fmt: skip
-
-
-UNREADABLE = "tokenizer.json: expected a tokenizer that the tokenizers library reads: "
-
-
-@pytest.mark.parametrize("raw, expected", [
-    (None, "tokenizer.json: expected a file, found nothing"),
-    ("", UNREADABLE + "EOF while parsing a value at line 1 column 0"),
-    ("[]", UNREADABLE + "invalid type: sequence, expected struct Tokenizer at line 1 column 2"),
-    ("{}", UNREADABLE + "Model missing. at line 1 column 2"),
-    ('{"model": ', UNREADABLE + "EOF while parsing a value at line 1 column 10"),
-    (changed(post_processor=post()), UNREADABLE + "no entry found for key"),  # the library panics, when first used
-])  # fmt: skip
-def test_broken_tokenizer(tmp_path, raw, expected):
-    if raw is not None:
-        (tmp_path / "tokenizer.json").write_text(raw)
-    with refused(f"{tmp_path}/{expected}", CheckpointError):
-        Tokenizer(tmp_path, 400)
-
-
-def test_a_tokenizer_file_above_the_limit_is_not_read(tmp_path):
-    with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(1 << 40)  # sparse
-    with refused(f"{tmp_path}/tokenizer.json: expected at most 100000000 bytes, found {1 << 40}", CheckpointError):
-        Tokenizer(tmp_path, 400)
-
-
-TO_70000 = changed(post_processor=post(**{"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}}))
-
-
 def test_a_token_beyond_the_embedding_is_refused_where_a_text_needs_it(tmp_path):
     tokenizer = llama2()
     tokenizer.add_special_tokens([AddedToken("<far>", special=True)])
@@ -378,45 +340,12 @@ def test_a_token_beyond_the_embedding_is_refused_where_a_text_needs_it(tmp_path)
         ours.encode("a<far>b")
     assert ours.spell("a<far>b") == [] != ours.spell("ab")
     assert Tokenizer(tmp_path, far + 1).encode("<far>")[-1] == far
-    (tmp_path / "tokenizer.json").write_text(TO_70000)
+    ends = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<q>", "type_id": 0}}], "pair": [],
+            "special_tokens": {"<q>": {"id": "<q>", "ids": [70000], "tokens": ["<q>"]}}}  # fmt: skip
+    added = json.dumps(json.loads(llama2().to_str()) | {"post_processor": ends})
+    (tmp_path / "tokenizer.json").write_text(added)
     with refused("text: expected ids below 400, the rows of the embedding, found 70000 (null)"):
         Tokenizer(tmp_path, 400).encode("a")
-
-
-SETTINGS = "tokenizer_config.json: "
-EXPECTED_TEMPLATE = SETTINGS + "chat_template: expected a string or a list of {name, template}, found "
-
-
-@pytest.mark.parametrize("config, expected", [
-    ("[1]", SETTINGS + "expected a JSON object, found [1]"),
-    ("{", SETTINGS + "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-    ('{"eos_token": 2}', SETTINGS + "eos_token: expected a token or an object with its content, found 2"),
-    ('{"bos_token": {"id": 1}}', SETTINGS + "bos_token: expected a token or an object with its content, found {'id': 1}"),
-    ('{"split_special_tokens": "no"}', SETTINGS + "split_special_tokens: expected true or false, found 'no'"),
-    ('{"chat_template": 5}', EXPECTED_TEMPLATE + "5"),
-    ('{"chat_template": {"default": 5}}', EXPECTED_TEMPLATE + "{'default': 5}"),
-    ('{"chat_template": [{"name": "rag", "template": null}]}', EXPECTED_TEMPLATE + "[{'name': 'rag', 'template': None}]"),
-    ('{"chat_template": [{"name": "default"}, 3]}', EXPECTED_TEMPLATE + "[{'name': 'default'}, 3]"),
-    ('{"chat_template": "\\n{% if x %}"}', SETTINGS + "chat_template: line 2: Unexpected end of template. Jinja was looking for the following tags: 'elif' or 'else' or 'endif'. The innermost block that needs to be closed is 'if'."),
-    ('{"chat_template": [{"name": "tool_use", "template": "{{"}]}', SETTINGS + "chat_template: 'tool_use': line 1: unexpected 'end of template'"),
-    ('{"chat_template": "{% \\u001b[2J %}"}', SETTINGS + "chat_template: line 1: unexpected char '\\x1b' at 3"),
-    (json.dumps({"chat_template": "a" * (1 << 18) + "b"}), SETTINGS + "chat_template: expected at most 262144 characters, found 262145"),
-])  # fmt: skip
-def test_broken_settings(tmp_path, config, expected):
-    write(tmp_path, llama2())
-    (tmp_path / "tokenizer_config.json").write_text(config)
-    with refused(f"{tmp_path}/{expected}", CheckpointError):
-        Tokenizer(tmp_path, 400)
-
-
-def test_a_template_file_that_is_not_text(tmp_path):
-    write(tmp_path, llama2())
-    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
-    with refused(f"{tmp_path}/chat_template.jinja: expected UTF-8, found byte 0xff at 2", CheckpointError):
-        Tokenizer(tmp_path, 400)
-    (tmp_path / "chat_template.jinja").write_bytes(b"a" * (1 << 18) + b"b")
-    with refused(f"{tmp_path}/chat_template.jinja: expected at most 262144 bytes, found 262145", CheckpointError):
-        Tokenizer(tmp_path, 400)
 
 
 @pytest.mark.parametrize("template, expected", [

@@ -66,7 +66,7 @@ def test_loading_holds_the_weights_about_once(big):
     directory, size, largest = big
     dtype, peak, after = run(PEAK, directory).split()
     assert dtype == "bf16"
-    # Mapped pages count while they are mapped, so two copies of everything would be 2 x size.
+    # A tensor is held twice while it is packed; two copies of everything would be 2 x size.
     assert 0.95 * size < int(peak) < 1.1 * size + largest
     assert 0.95 * size < int(after) < 1.1 * size  # and of the file nothing stays
 

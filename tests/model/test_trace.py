@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import spec
 from generations import PROBLEMS, make, recorded, same_compactions
-from harness import EVICTING, SHARING, reference_name
+from harness import EVICTING, SHARING, reference_name, refused
 
 import skipkv
 from skipkv import Custom, Steering, Trace, _skipkv
@@ -227,7 +227,6 @@ def npy(shape):
 
 
 HOSTILE = {
-    "empty": lambda raw: b"",
     "text": lambda raw: b"not a trace, but a note",
     "cut": lambda raw: raw[: len(raw) // 2],
     "npy": lambda raw: npy((1,)) + b"\0" * 4,
@@ -264,7 +263,7 @@ def archive(files):
 def test_a_broken_file_is_refused(saved, how, tmp_path):
     path = tmp_path / "broken.npz"
     path.write_bytes(HOSTILE[how](saved))
-    with pytest.raises(skipkv.Error) as error:
+    with pytest.raises(skipkv.CheckpointError) as error:
         Trace.load(path)
     assert str(error.value).startswith(f"{path}: expected a ")
     path.write_bytes(rewritten(saved))
@@ -287,6 +286,7 @@ def test_flipped_bytes_are_refused_or_change_nothing_that_is_checked(saved, tmp_
     assert refused > 75  # most of the file is under a checksum
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Trace.load(tmp_path / "none.npz")
+def test_what_is_no_file_is_refused(tmp_path):
+    for path, found in ((tmp_path / "none.npz", "nothing"), (tmp_path, "something else")):
+        with refused(f"{path}: expected a file, found {found}", skipkv.CheckpointError):
+            Trace.load(path)
