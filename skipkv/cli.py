@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -47,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
     args = parser().parse_args(argv)
     quiet = getattr(args, "quiet", False)
-    if sys.stderr is None:  # print would take standard output instead
-        sys.stderr = open(os.devnull, "w")
+    sys.stderr = _Messages(sys.stderr or open(os.devnull, "w"))  # without one, print would take standard output instead
     if hasattr(sys.stdout, "reconfigure"):  # what it cannot encode is escaped rather than lost
         sys.stdout.reconfigure(errors="backslashreplace")
     status, failed = 2, None
@@ -79,6 +79,28 @@ def _flush() -> OSError | None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return error
     return None
+
+
+def _discard(file: TextIO) -> None:
+    """From now on nobody reads what is written to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+class _Messages:
+    """Standard error; where it is full or its terminal has gone, only what it is told is lost and not the work."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError:
+            _discard(self._file)

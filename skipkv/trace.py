@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,13 +170,16 @@ class Trace:
         """
         path = Path(path)
         with open_file(path) as raw:
-            try:
-                return cls._read(raw, path)
-            except CheckpointError:
-                raise
-            except Exception as error:  # what NumPy and zipfile raise for a broken file has no common base
-                found = what_is(raw, archive=True) or f"something else ({error!r:.200})"
-                raise CheckpointError(f"{path}: expected a skipkv trace, found {found}") from None
+            found = what_is(raw, archive=True) or "something else"
+            if zipfile.is_zipfile(raw):  # NumPy takes what is none for a pickle, and advises to load it
+                raw.seek(0)
+                try:
+                    return cls._read(raw, path)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # what NumPy and zipfile raise for a broken file has no common base
+                    found = f"something else ({error!r:.200})"
+            raise CheckpointError(f"{path}: expected a skipkv trace, found {found}")
 
     @classmethod
     def _read(cls, raw: BinaryIO, path: Path) -> "Trace":

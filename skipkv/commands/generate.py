@@ -18,6 +18,7 @@ from skipkv.tiny.problems import draw
 
 HELP = "Continue prompts."
 PROBLEMS = 100_000  # held-out ones that can be named by number
+PYTHON = {"True": "true", "False": "false", "None": "null"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 NUMBERS = dict.fromkeys(("max_new_tokens", *SAMPLING), "") | {
     "rows": "sequences in flight at once", "brake": "step in after so many repeated sentences in a row",
@@ -107,12 +108,12 @@ def _chat(prompt: str | list) -> list:
 
 
 def _variable(text: str) -> tuple[str, Any]:
-    """``name=value``; a value that is no JSON is a text."""
+    """``name=value``; a value that is neither JSON nor what Python calls true, false or null is a text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ConfigError(f"template-var is {text!r:.80}; allowed: NAME=VALUE")
     with suppress(ValueError, RecursionError):
-        return name, json.loads(value)
+        return name, json.loads(PYTHON.get(value, value))
     return name, value
 
 

@@ -30,9 +30,10 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", {"adapter_model.safetensors", "adapter_model.bin"}
 FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?")
-# What a repository is asked for: not its second copy of the weights in another format.
+# What a repository is asked for: not its second copy of the weights in another format. An adapter and a tokenizer.model
+# are only told from what there should be.
 HUB_FILES = (CONFIG, GENERATION, INDEX, "model*.safetensors", "tokenizer.json", "tokenizer_config.json",
-             "chat_template.jinja", "additional_chat_templates/*.jinja", ADAPTER)  # fmt: skip
+             "tokenizer.model", "chat_template.jinja", "additional_chat_templates/*.jinja", ADAPTER)  # fmt: skip
 
 
 def _refuse_others(directory: Path) -> None:

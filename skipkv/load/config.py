@@ -251,6 +251,8 @@ def _merged_rope(fields: Fields) -> Fields:
             continue
         if not isinstance(part, dict) or any(isinstance(value, dict) for value in part.values()):
             fields.fail(spelling, "one set of RoPE parameters for all layers")
+        if part.get("truncate", True) is None:  # the one null that transformers does not take for an absent key
+            part = part | {"truncate": False}
         for spelled in ("type", *ROPE_KEYS):
             key, label = "rope_type" if spelled == "type" else spelled, f"{spelling}.{spelled}"
             value = part.get(spelled)

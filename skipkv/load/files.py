@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NoReturn
 
-from skipkv.errors import CheckpointError
+from skipkv.errors import CapacityError, CheckpointError
 
 MAX_JSON_BYTES = 100_000_000  # the safetensors reference implementation's limit for a header
 
@@ -87,6 +87,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise CapacityError(f"{path}: expected a file that fits into memory, found more") from None
 
 
 def require_file(path: Path) -> None:

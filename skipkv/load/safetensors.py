@@ -61,8 +61,8 @@ def read_tensor(file: BinaryIO, tensor: Tensor) -> np.ndarray:
 
     They are read, not mapped: a file that another process cuts short is an error here, not the end of this process.
     """
-    data = np.empty(tensor.n_bytes, np.uint8)
     with reading(tensor.file):
+        data = np.empty(tensor.n_bytes, np.uint8)
         file.seek(tensor.offset)
         found = file.readinto(data)
     if found != tensor.n_bytes:

@@ -181,17 +181,17 @@ class _Worker:
     """A running process; ``end`` ends it, at the latest with this object or with Python."""
 
     def __init__(self) -> None:
-        self._channel, theirs = socket.socketpair()
         command = [sys.executable, "-IS", "-c", START, worker.__file__, json.dumps([*map(str, sys.path)])]
         environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
-        with theirs:
-            try:
+        try:
+            self._channel, theirs = socket.socketpair()
+            with theirs:
                 self._process = subprocess.Popen(
                     command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
                     start_new_session=True,  # a terminal's Ctrl-C is for this process alone
                 )  # fmt: skip
-            except OSError as error:
-                raise BackendError(f"chat templates need a process of {sys.executable!r}: {error.strerror}") from None
+        except OSError as error:
+            raise BackendError(f"chat templates need a process of {sys.executable!r}: {error.strerror}") from None
         self.end = weakref.finalize(self, _end, self._process, self._channel, os.getpid())
 
     def ask(self, request: bytes) -> list | int:

@@ -56,7 +56,8 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
     if b"<think>" in raw:
         inside = thinking(ids, model.vocabulary)
     else:
-        inside = (at >= n_prompt) & (starts[1:] < (markers[0][1] if markers else np.inf))
+        closed = [end for _, end in markers if end > starts[n_prompt]]
+        inside = (at >= n_prompt) & (starts[1:] < min(closed, default=np.inf))
     found = []
     blank = blank_lines(ids, model.vocabulary)
     for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():

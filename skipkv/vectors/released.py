@@ -63,7 +63,8 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
     with open_file(path) as file:
         try:
             archive = zipfile.ZipFile(file)
-            root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("/data.pkl")
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            root = pickles[0].removesuffix("/data.pkl") if pickles else "archive"
             tensor = _Reader(path, archive, root).load()
         except zipfile.BadZipFile:
             found = what_is(file, archive=True) or "something else"

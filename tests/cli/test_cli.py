@@ -132,6 +132,11 @@ def test_messages_of_a_file_are_chats_and_variables_reach_the_template(skip, mod
     [out] = skipkv.load(tmp_path, threads=1, progress=False).generate(
         [chat], template={"a": 5, "b": "Dot", "c": {"d": "Leo"}, "e": "plums = 9"}, max_new_tokens=1, progress=False)
     assert out.prompt_tokens == found[0]
+    # Templates ask whether a variable is false, which the text "False" is not.
+    (tmp_path / "chat_template.jinja").write_text("{{ 5 if a is true and b is false and c is none else 6 }}")
+    variables = [part for text in ("a=True", "b=False", "c=None") for part in ("--template-var", text)]
+    status, out, _ = skip("generate", tmp_path, *TINY[1:], *SHORT, "--json", "--chat", "--prompt", "a", *variables)
+    assert status == 0 and json.loads(out)["prompt_tokens"] == model.encode("5")
 
 
 @pytest.mark.parametrize("scores", [False, True])

@@ -37,12 +37,12 @@ def run(tmp_path):
     Trace([1, 2], ["a", "é"], 1, 1, 1, "full").save(tmp_path / "é-in.npz")
     save_vectors(tmp_path / "é.safetensors", {0: np.ones(1)}, {"model": "é"})
 
-    def run(name, stdout=subprocess.PIPE, before=None, encoding="utf-8"):
+    def run(name, stdout=subprocess.PIPE, before=None, encoding="utf-8", left_out=None):
         environment = os.environ | {
             "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "",
             "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "1",
         }  # fmt: skip
-        command = [sys.executable, "-m", "skipkv", *COMMAND[name]]
+        command = [sys.executable, "-m", "skipkv", *(part for part in COMMAND[name] if part != left_out)]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,
                               preexec_fn=before)  # fmt: skip
         return done.returncode, done.stdout, done.stderr.decode()
@@ -76,8 +76,11 @@ def test_what_an_output_cannot_encode_is_escaped(run, name):
 
 
 @each_command
-def test_a_closed_standard_error_leaves_the_output_as_it_is(run, name):
-    status, output, _ = run(name, before=lambda: os.close(2))
+@pytest.mark.parametrize("before", [
+    lambda: os.close(2), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2),
+], ids=["closed", "full"])  # fmt: skip
+def test_a_standard_error_that_takes_nothing_leaves_the_output_as_it_is(run, name, before):
+    status, output, _ = run(name, before=before, left_out="--quiet")
     if name == "bench":  # figures are never the same twice
         assert status == 0 and output.startswith(b"tiny, ")
     elif name != "demo":

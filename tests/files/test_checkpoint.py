@@ -202,7 +202,7 @@ def test_a_hub_id_is_downloaded_without_other_formats(tmp_path, hub):
     from huggingface_hub.utils import filter_repo_objects
 
     wanted = ["config.json", "generation_config.json", "model.safetensors", FIRST, INDEX, "tokenizer.json",
-              "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
+              "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/*.jinja",
               "adapter_config.json"]  # fmt: skip
     others = ["README.md", "pytorch_model.bin", "original/consolidated.00.pth", "consolidated.safetensors", "m.gguf",
               "original/params.json", "onnx/model.onnx"]  # fmt: skip

@@ -69,6 +69,8 @@ def test_llama3_rope_in_both_spellings(tmp_path, changes):
     ({"rope_scaling": {"type": "yarn", "attention_factor": 0.5, "truncate": False, "beta_fast": 0},
       "original_max_position_embeddings": 32},
      {"rope_factor": 4.0, "rope_attention_factor": 0.5, "rope_truncate": False, "rope_beta_fast": 32.0}),
+    ({"rope_scaling": YARN | {"truncate": None, "beta_slow": None, "factor": None}},
+     {"rope_truncate": False, "rope_beta_slow": 1.0, "rope_factor": 2.0}),
     (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, {"family": "qwen2"}),
     (QWEN3 | {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}, {"family": "qwen3"}),
     (QWEN3 | {"use_sliding_window": True, "sliding_window": None}, {"family": "qwen3"}),

@@ -98,6 +98,17 @@ def test_something_else_in_a_files_place(tmp_path, place, cause):
         assert found == f"DIR/{place}: expected {PLACES[place]}, found {cause}"
 
 
+@pytest.mark.parametrize("place, raw, found", [
+    (TRACE, bytes(100), "expected a skipkv trace, found something else"),
+    (TRACE, b"PK\3\4", "expected a skipkv trace, found something else"),
+    (TENSOR, bytes(100), "expected a zip archive of torch.save, found something else"),
+    (TENSOR, b"PK\5\6" + bytes(18), "expected a tensor of torch.save: \"There is no item named 'archive/data.pkl' in the archive\""),
+], ids="trace-zeros trace-cut tensor-zeros tensor-none".split())  # fmt: skip
+def test_what_nobody_knows_in_an_archives_place(tmp_path, place, raw, found):
+    put(tmp_path / place, raw)
+    assert message(tmp_path, place, OPENERS[place]) == f"DIR/{place}: {found}"
+
+
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_file_in_a_models_place(tmp_path, cause):
     for raw in CAUSES[cause]:

@@ -272,3 +272,14 @@ def test_where_no_process_can_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with refused("chat templates need a process of '/nowhere/python': No such file or directory", BackendError):
         Renderer().render("T", "a", {})
+    monkeypatch.undo()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(4):  # descriptors, fewer than a process takes
+        first = os.dup(0)
+        os.close(first)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + spare, before[1]))
+        try:
+            with refused(f"chat templates need a process of {sys.executable!r}: Too many open files", BackendError):
+                Renderer().render("T", "a", {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
