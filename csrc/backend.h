@@ -159,12 +159,15 @@ typedef struct skv_device {
     skv_heap heap;   /* what it has allocated */
     skv_error error; /* the first failure of any op, told by sync */
     int n_threads;
+    char shortage[96]; /* what was asked and what was free when `alloc` gave NULL, until it is told */
 } skv_device;
 
 typedef struct skv_backend {
     const char *name;
     const char *(*variant)(size_t i); /* names, best first; NULL beyond the last */
-    bool (*runs_here)(const char *variant);
+
+    /* about [size]: what the variant is, or why it does not run here */
+    bool (*runs_here)(const char *variant, char *about, size_t size);
 
     /* NULL with *error filled. The variant is one that runs here. */
     skv_device *(*open)(const char *variant, int n_threads, skv_error *error);
@@ -256,9 +259,14 @@ typedef struct skv_backend {
     void (*limits)(skv_device *device, float *memory, size_t n, double *bytes, double *macs);
 } skv_backend;
 
-extern const skv_backend *const skv_backends[]; /* NULL-terminated */
+/* What a backend in a shared object of its own must have been compiled with. */
+#define SKV_ABI (sizeof(skv_backend) ^ sizeof(skv_workload) << 10 ^ sizeof(skv_job) << 20 ^ sizeof(skv_config) << 30)
 
-/* A device of the named variant, or with NULL of the best one that this machine can run. */
-skv_device *skv_device_open(const char *variant, int n_threads, skv_error *error);
+/* A device of the named variant, or with NULL of the best one that this machine can run. backend NULL: the CPU. */
+skv_device *skv_device_open(const skv_backend *backend, const char *variant, int n_threads, skv_error *error);
+
+/* What to say where `alloc` gave NULL: "out of memory for …" and the device's shortage, or what failed before. */
+skv_status skv_device_full(skv_device *device, skv_error *error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -1,3 +1,5 @@
+#include <dlfcn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -5,42 +7,61 @@
 #include "skipkv.h"
 
 extern const skv_backend skv_cpu;
-const skv_backend *const skv_backends[] = {&skv_cpu, NULL};
 
-/* The i-th variant of all backends, NULL beyond the last. */
-static const char *variant_at(size_t i, const skv_backend **backend) {
-    for (const skv_backend *const *b = skv_backends; *b; b++) {
-        const char *name;
-        *backend = *b;
-        for (size_t of_this = 0; (name = (*b)->variant(of_this)); of_this++)
-            if (i-- == 0) return name;
-    }
-    return NULL;
+const skv_backend *skv_backend_load(const char *path, skv_error *error) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays for the life of the process */
+    const skv_backend *(*entry)(size_t abi) = NULL;
+    if (library) *(void **)&entry = dlsym(library, "skv_cuda_backend");
+    const skv_backend *backend = entry ? entry(SKV_ABI) : NULL;
+    if (!backend)
+        skv_fail(error, SKV_BACKEND, "%.200s: %.200s", path,
+                 entry     ? "built for another version of skipkv; build both again"
+                 : library ? "no backend of skipkv"
+                           : dlerror());
+    return backend;
 }
 
-const char *skv_variant(size_t i, bool *runs_here) {
-    const skv_backend *backend;
-    const char *name = variant_at(i, &backend);
-    if (name) *runs_here = backend->runs_here(name);
-    return name;
+bool skv_variant_at(const skv_backend *backend, size_t i, skv_variant *variant) {
+    if (!backend) backend = &skv_cpu;
+    const char *name = backend->variant(i);
+    if (!name) return false;
+    *variant = (skv_variant){.name = name};
+    variant->runs_here = backend->runs_here(name, variant->about, sizeof variant->about);
+    return true;
 }
 
-skv_device *skv_device_open(const char *variant, int n_threads, skv_error *error) {
-    const skv_backend *backend;
-    const char *name;
+skv_device *skv_device_open(const skv_backend *backend, const char *variant, int n_threads, skv_error *error) {
     char known[96] = "", longer[96];
-    for (size_t i = 0; (name = variant_at(i, &backend)); i++) {
-        const bool runs_here = backend->runs_here(name), named = variant && !strcmp(variant, name);
-        if (runs_here && (named || !variant)) return backend->open(name, n_threads, error);
+    skv_variant v;
+    if (!backend) backend = &skv_cpu;
+    const char *what = backend == &skv_cpu ? "CPU variant" : "device";
+    for (size_t i = 0; skv_variant_at(backend, i, &v); i++) {
+        const bool named = variant && !strcmp(variant, v.name);
+        if (v.runs_here && (named || !variant)) return backend->open(v.name, n_threads, error);
         if (named) {
-            skv_fail(error, SKV_BACKEND, "CPU variant \"%s\": this processor lacks the instructions", variant);
+            skv_fail(error, SKV_BACKEND, "%s \"%s\": %s", what, variant, v.about);
             return NULL;
         }
-        snprintf(longer, sizeof longer, "%s%s%.60s", name, i ? ", " : "", known);
+        snprintf(longer, sizeof longer, "%s%s%.60s", v.name, i ? ", " : "", known);
         memcpy(known, longer, sizeof known);
     }
-    skv_fail(error, SKV_CONFIG, "CPU variant \"%s\" is unknown; allowed: %s", variant, known);
+    if (variant)
+        skv_fail(error, SKV_CONFIG, "%s \"%s\" is unknown; allowed: %s", what, variant, known);
+    else
+        skv_fail(error, SKV_BACKEND, "%s", v.about);
     return NULL;
+}
+
+skv_status skv_device_full(skv_device *device, skv_error *error, const char *format, ...) {
+    char what[160];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(what, sizeof what, format, arguments);
+    va_end(arguments);
+    if (device->error.code) return *error = device->error, error->code; /* it gives nothing since */
+    skv_fail(error, SKV_CAPACITY, "out of memory for %s%s%s", what, *device->shortage ? "; " : "", device->shortage);
+    *device->shortage = 0;
+    return error->code;
 }
 
 static size_t query_floats(const skv_workload *work) {

@@ -36,7 +36,7 @@ skv_status skv_cache_reserve(skv_cache *c, size_t n, skv_error *error) {
         return skv_fail(error, SKV_CAPACITY, "the cache needs %zu bytes with %zu in use; memory_limit is %zu",
                         skv_mul(n, c->shape.page_bytes), c->n_reserved * c->shape.page_bytes, c->limit_bytes);
     if (total > c->n_pages && !grow(c, total - c->n_pages))
-        return skv_fail(error, SKV_CAPACITY, "out of memory for %zu bytes of cache", skv_mul(n, c->shape.page_bytes));
+        return skv_device_full(c->device, error, "%zu bytes of cache", skv_mul(n, c->shape.page_bytes));
     c->n_reserved = total;
     return SKV_OK;
 }

@@ -196,7 +196,7 @@ static skv_status evict(skv_session *s, size_t n, skv_error *error) {
         if (r->failure) continue;
         skv_row_shrink(s, r);
         if (!skv_row_reserve_sentences(r, (size_t)s->method.interval))
-            return skv_fail(error, SKV_CAPACITY, "out of memory for sentence vectors");
+            return skv_device_full(s->device, error, "sentence vectors");
     }
     return caller_failed ? skv_fail(error, SKV_CALLER, "the custom score failed") : SKV_OK;
 }
@@ -334,7 +334,7 @@ skv_status skv_select(const skv_method *m, const skv_slots *in, skv_selection *o
                                .window = m->window,
                                .needs = needs,
                                .keep = skv_method_keeps(m, true)};
-    selecting a = {.device = skv_device_open(NULL, 1, error)};
+    selecting a = {.device = skv_device_open(NULL, NULL, 1, error)};
     if (!a.device) return error->code;
     const size_t window = (size_t)m->window;
     skv_status status = a.device->backend->reserve(a.device, &work, error);

@@ -47,7 +47,7 @@ static skv_status prepare(skv_session *s, const skv_span *spans, size_t n_spans,
          * before its end. */
         if (spans[j].n == 1 && r->n_tokens >= r->n_prompt) continue;
         if (!skv_row_reserve_sentences(r, (size_t)spans[j].n + (size_t)s->method.interval))
-            return skv_fail(error, SKV_CAPACITY, "out of memory for the sentences of %d tokens", spans[j].n);
+            return skv_device_full(s->device, error, "the sentences of %d tokens", spans[j].n);
     }
     for (size_t j = 0, first = 0; j < n_spans; first += (size_t)spans[j++].n) {
         skv_row *r = s->rows + spans[j].row;

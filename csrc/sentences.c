@@ -268,7 +268,7 @@ skv_status skv_flag_repeats(const float *vectors, size_t n, size_t width, float 
     const skv_steering none = {0};
     skv_tracker t = {0};
     skv_heap heap = {0};
-    skv_device *device = skv_device_open(NULL, 1, error);
+    skv_device *device = skv_device_open(NULL, NULL, 1, error);
     if (!device) return error->code;
     const skv_backend *ops = device->backend;
     float *x = ops->alloc(device, width, sizeof *x);

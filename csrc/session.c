@@ -49,14 +49,11 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
     const size_t n_heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
     const unsigned needs = skv_method_needs(&o->method);
     if (skv_method_check(&o->method, n_heads, (size_t)c->n_kv_heads, error)) return NULL;
-    skv_device *device = skv_device_open(model->device->variant, o->n_threads, error);
+    skv_device *device = skv_device_open(model->device->backend, model->device->variant, o->n_threads, error);
     if (!device) return NULL;
     skv_heap heap = {0};
     skv_session *s = skv_alloc(&heap, 1, sizeof *s);
-    if (!s) {
-        device->backend->close(device);
-        goto out_of_memory;
-    }
+    if (!s) goto out_of_memory;
     *s = (skv_session){.model = model,
                        .device = device,
                        .heap = heap,
@@ -86,9 +83,9 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
     return s;
 
 out_of_memory:
+    skv_device_full(device, error, "a session of %zu rows and %zu tokens a forward", o->n_rows, o->max_tokens);
+    if (!s) device->backend->close(device);
     skv_session_free(s);
-    skv_fail(error, SKV_CAPACITY, "out of memory for a session of %zu rows and %zu tokens a forward", o->n_rows,
-             o->max_tokens);
     return NULL;
 }
 
@@ -234,7 +231,7 @@ static bool allocate_row(skv_session *s, skv_row *r) {
 
 static skv_status out_of_memory(skv_session *s, int32_t row, int32_t capacity, skv_error *error) {
     skv_row_close(s, row);
-    return skv_fail(error, SKV_CAPACITY, "out of memory for a row of %d tokens", capacity);
+    return skv_device_full(s->device, error, "a row of %d tokens", capacity);
 }
 
 /* Waits for what a new row was given; without it there is no row. */

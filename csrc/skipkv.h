@@ -14,8 +14,21 @@ typedef struct skv_session skv_session;
 
 enum { SKV_MAX_THREADS = 1024 };
 
-/* Whether machine and build can run the i-th CPU variant, best first; its name, NULL beyond the last. */
-const char *skv_variant(size_t i, bool *runs_here);
+/* Where ops run (backend.h); NULL stands for the CPU. */
+typedef struct skv_backend skv_backend;
+
+/* The backend in a shared object, NULL with *error filled. */
+const skv_backend *skv_backend_load(const char *path, skv_error *error);
+
+/* An instruction set of the CPU, or a device of another backend. */
+typedef struct skv_variant {
+    const char *name;
+    bool runs_here;
+    char about[160]; /* what it is, or why it does not run here */
+} skv_variant;
+
+/* A backend's i-th variant, best first; false beyond the last. */
+bool skv_variant_at(const skv_backend *backend, size_t i, skv_variant *variant);
 
 /* What a vocabulary entry is. */
 enum {
@@ -56,7 +69,8 @@ typedef struct skv_steering {
 } skv_steering;
 
 /* A model without weights: its tensors say what to bind. NULL with *error filled on failure. variant NULL: the best. */
-skv_model *skv_model_new(const skv_config *config, const char *variant, skv_dtype type, skv_error *error);
+skv_model *skv_model_new(const skv_config *config, const skv_backend *backend, const char *variant, skv_dtype type,
+                         skv_error *error);
 void skv_model_free(skv_model *model);
 
 /* Copies one tensor into the backend's layout; the source may be given back afterwards. */

@@ -64,9 +64,10 @@ static void list_slots(skv_model *m) {
     if (!c->tied) slot(m, c->vocab, c->hidden, &m->head, NULL, "lm_head.weight");
 }
 
-skv_model *skv_model_new(const skv_config *config, const char *variant, skv_dtype type, skv_error *error) {
+skv_model *skv_model_new(const skv_config *config, const skv_backend *backend, const char *variant, skv_dtype type,
+                         skv_error *error) {
     if (skv_config_check(config, error)) return NULL;
-    skv_device *device = skv_device_open(variant, 1, error);
+    skv_device *device = skv_device_open(backend, variant, 1, error);
     if (!device) return NULL;
     skv_heap heap = {0};
     skv_model *m = skv_alloc(&heap, 1, sizeof *m);
@@ -132,7 +133,7 @@ skv_status skv_model_bind(skv_model *m, const char *name, skv_dtype type, const 
     } else {
         m->device->backend->pack(m->device, s->matrix, data, type);
     }
-    if (!data_of(s)) return skv_fail(error, SKV_CAPACITY, "out of memory for tensor \"%s\"", name);
+    if (!data_of(s)) return skv_device_full(m->device, error, "tensor \"%s\"", name);
     m->n_bound++;
     return m->device->backend->sync(m->device, error);
 }
@@ -162,14 +163,14 @@ skv_dtype skv_model_dtype(const skv_model *m) { return m->type; }
 
 skv_status skv_model_limits(const skv_model *m, size_t n_bytes, int n_threads, double *bytes, double *macs,
                             skv_error *error) {
-    skv_device *device = skv_device_open(m->device->variant, n_threads, error);
+    skv_device *device = skv_device_open(m->device->backend, m->device->variant, n_threads, error);
     if (!device) return error->code;
     float *memory = device->backend->alloc(device, n_bytes, 1);
     skv_status status = SKV_OK;
     if (memory)
         device->backend->limits(device, memory, n_bytes / sizeof *memory, bytes, macs);
     else
-        status = skv_fail(error, SKV_CAPACITY, "out of memory for a buffer of %zu bytes", n_bytes);
+        status = skv_device_full(device, error, "a buffer of %zu bytes", n_bytes);
     device->backend->free(device, memory);
     device->backend->close(device);
     return status;

@@ -1,6 +1,7 @@
 /* A CPU device: plain memory, OpenMP's threads, workspace, and the tables of ops and variants. */
 #include <math.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -13,16 +14,18 @@ static const skv_kernels *const variants[] = {
 
 static const char *cpu_variant(size_t i) { return variants[i] ? variants[i]->name : NULL; }
 
-static bool cpu_runs_here(const char *variant) {
+static bool cpu_runs_here(const char *variant, char *about, size_t size) {
+    bool runs = !strcmp(variant, "generic");
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(variant, "avx2")) return avx2;
+    if (!strcmp(variant, "avx2")) runs = avx2;
     if (!strcmp(variant, "avx512"))
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        runs = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
-    return !strcmp(variant, "generic");
+    snprintf(about, size, "%s", runs ? "" : "this processor lacks the instructions");
+    return runs;
 }
 
 extern const skv_backend skv_cpu;

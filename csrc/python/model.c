@@ -89,7 +89,7 @@ PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
     skv_config config;
     skv_error error;
     if (read_config(module, config_dict, &config)) return NULL;
-    skv_model *model = skv_model_new(&config, "generic", SKV_F32, &error);
+    skv_model *model = skv_model_new(&config, NULL, "generic", SKV_F32, &error);
     if (!model) return py_raise(module, &error);
     PyObject *list = PyList_New(0);
     const char *name;
@@ -106,17 +106,19 @@ PyObject *py_tensors(PyObject *module, PyObject *config_dict) {
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *config_dict, *module = PyType_GetModule(type);
-    const char *dtype = "f32", *variant = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sz", (char *[]){"config", "dtype", "variant", NULL}, &config_dict,
-                                     &dtype, &variant))
+    const char *dtype = "f32", *variant = NULL, *library = NULL;
+    char *names[] = {"config", "dtype", "variant", "library", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|szz", names, &config_dict, &dtype, &variant, &library))
         return NULL;
+    const skv_backend *backend = NULL;
     skv_config config;
     skv_error error;
     const int weight_type = py_dtype(module, dtype, PY_WEIGHTS);
     if (weight_type < 0 || read_config(module, config_dict, &config)) return NULL;
+    if (library && !(backend = skv_backend_load(library, &error))) return py_raise(module, &error);
     py_model *self = (py_model *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    self->model = skv_model_new(&config, variant, (skv_dtype)weight_type, &error);
+    self->model = skv_model_new(&config, backend, variant, (skv_dtype)weight_type, &error);
     if (self->model) return (PyObject *)self;
     py_raise(module, &error);
     Py_DECREF(self);
@@ -204,13 +206,13 @@ static PyMethodDef model_methods[] = {
 };
 static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},
                                      {"dtype", model_dtype, NULL, "Type of the matrices.", NULL},
-                                     {"variant", model_variant, NULL, "Name of the CPU variant.", NULL},
+                                     {"variant", model_variant, NULL, "Name of the CPU variant or the device.", NULL},
                                      {0}};
 static PyType_Slot model_slots[] = {{Py_tp_new, model_new},
                                     {Py_tp_dealloc, model_dealloc},
                                     {Py_tp_methods, model_methods},
                                     {Py_tp_getset, model_getset},
-                                    {Py_tp_doc, "Model(config, dtype='f32', variant=None): weights, bound one by one."},
+                                    {Py_tp_doc, "Model(config, dtype, variant, library): weights, bound one by one."},
                                     {0}};
 PyType_Spec py_model_spec = {"skipkv._skipkv.Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
                              model_slots};

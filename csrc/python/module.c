@@ -192,12 +192,16 @@ static PyObject *families(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unuse
     return all;
 }
 
-static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused)) {
+static PyObject *variants(PyObject *module, PyObject *args) {
+    const char *library = NULL;
+    const skv_backend *backend = NULL;
+    skv_error error;
+    skv_variant v;
+    if (!PyArg_ParseTuple(args, "|z", &library)) return NULL;
+    if (library && !(backend = skv_backend_load(library, &error))) return py_raise(module, &error);
     PyObject *all = PyDict_New();
-    const char *name;
-    bool runs_here;
-    for (size_t i = 0; all && (name = skv_variant(i, &runs_here)); i++)
-        if (PyDict_SetItemString(all, name, runs_here ? Py_True : Py_False)) Py_CLEAR(all);
+    for (size_t i = 0; all && skv_variant_at(backend, i, &v); i++)
+        if (py_set(all, v.name, Py_BuildValue("Os", v.runs_here ? Py_True : Py_False, v.about))) Py_CLEAR(all);
     return all;
 }
 
@@ -208,8 +212,9 @@ static PyMethodDef methods[] = {
     {"tensors", py_tensors, METH_O,
      "tensors(config) -> list of (name, shape, is_matrix) that a checkpoint of this configuration holds."},
     {"constants", constants, METH_NOARGS, "constants() -> dict: sizes, limits, bits and names that the core defines."},
-    {"variants", variants, METH_NOARGS,
-     "variants() -> dict: CPU variants, best first, and whether this machine runs each."},
+    {"variants", variants, METH_VARARGS,
+     "variants(library=None) -> dict: variants of the CPU, or devices of the backend in a shared object, best first, "
+     "whether this machine runs each, and what it is or why not."},
     {"methods", py_methods, METH_NOARGS,
      "methods() -> (dict of eviction methods, dict of their parameters): the core's tables."},
     {"check_method", py_check_method, METH_VARARGS,

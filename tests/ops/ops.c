@@ -4,8 +4,11 @@
 #include <string.h>
 
 #include "cache.h"
+#include "skipkv.h"
 
 #define API __attribute__((visibility("default")))
+
+enum { WIDEST = 1024 }; /* of the matrices given to ops_linear, either way */
 
 typedef struct ops_row {
     skv_head *heads; /* [n_layers, n_kv_heads] */
@@ -50,12 +53,15 @@ static void take(ops_world *w, float *to, float *from, size_t n) {
     w->device->backend->free(w->device, from);
 }
 
-/* shape: n_layers, n_heads, n_kv_heads, head_dim, hidden, window, rows, tokens of a forward, slots of a head. NULL
- * where the variant does not run here. */
-API ops_world *ops_open(const char *variant, int n_threads, const int32_t *shape, int cache_type, unsigned needs) {
+/* library: a backend's shared object, NULL: the CPU's. shape: n_layers, n_heads, n_kv_heads, head_dim, hidden, window,
+ * rows, tokens of a forward, slots of a head. NULL where the variant does not run here. */
+API ops_world *ops_open(const char *library, const char *variant, int n_threads, const int32_t *shape, int cache_type,
+                        unsigned needs) {
     skv_error error;
     skv_heap heap = {0};
-    skv_device *device = skv_device_open(variant, n_threads, &error);
+    const skv_backend *backend = library ? skv_backend_load(library, &error) : NULL;
+    if (library && !backend) return NULL;
+    skv_device *device = skv_device_open(backend, variant, n_threads, &error);
     if (!device) return NULL;
     ops_world *w = skv_alloc(&heap, 1, sizeof *w);
     w->device = device;
@@ -64,6 +70,8 @@ API ops_world *ops_open(const char *variant, int n_threads, const int32_t *shape
                              .n_kv_heads = shape[2],
                              .head_dim = shape[3],
                              .hidden = shape[4],
+                             .ffn = WIDEST,
+                             .vocab = WIDEST,
                              .rope_theta = 1e4,
                              .rope_attention_factor = 1};
     w->inv_freq = skv_alloc(&w->heap, (size_t)shape[3] / 2, sizeof *w->inv_freq);
@@ -99,6 +107,9 @@ API ops_world *ops_open(const char *variant, int n_threads, const int32_t *shape
     }
     return w;
 }
+
+/* What the device failed at, empty if nothing. */
+API const char *ops_error(const ops_world *w) { return w->device->error.text; }
 
 API void ops_close(ops_world *w) {
     for (size_t i = 0; i < w->work.n_rows; i++) {
@@ -232,6 +243,7 @@ API void ops_steer(ops_world *w, size_t layer, int32_t at, const float *vector, 
         w->parts[p].steered_layer = at;
         w->device->backend->write(w->device, (float *)w->parts[p].vector, vector, hidden * sizeof *vector);
     }
+    w->device->backend->begin(w->device, &w->batch); /* which may have kept what it was told */
     w->device->backend->steer(w->device, layer, dx);
     take(w, x, dx, n);
 }

@@ -1,0 +1,558 @@
+/* A CUDA device: a stream, cuBLAS, memory, what a forward uploads, and the table of ops.
+ *
+ * kernel          grid, block                  moves                        why
+ * angle_kernel    [tokens × pairs / 256], 256  writes 8 bytes a pair        the angles of all layers, once a forward
+ */
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "cuda.cuh"
+
+extern const skv_backend skv_cuda;
+
+bool cu_check(cu_device *d, cudaError_t status, const char *what) {
+    if (status == cudaSuccess) return !d->base.error.code;
+    if (!d->base.error.code)
+        skv_fail(&d->base.error, status == cudaErrorMemoryAllocation ? SKV_CAPACITY : SKV_BACKEND, "%s: %s: %s",
+                 d->base.variant, what, cudaGetErrorString(status));
+    return false;
+}
+
+bool cu_check_blas(cu_device *d, cublasStatus_t status, const char *what) {
+    if (status == CUBLAS_STATUS_SUCCESS) return true;
+    if (!d->base.error.code)
+        skv_fail(&d->base.error, SKV_BACKEND, "%s: %s: %s", d->base.variant, what, cublasGetStatusString(status));
+    return false;
+}
+
+/* ---- graphs ---- */
+
+/* Shapes of a batch whose graphs are kept. */
+constexpr size_t MAX_GRAPHS = 16;
+
+/* The steps as a graph, NULL with the error set. */
+static cudaGraphExec_t capture(cu_device *d) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t made = nullptr;
+    if (!cu_check(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), "capture")) return nullptr;
+    for (const cu_step &step : d->steps) step.run();
+    if (cu_check(d, cudaStreamEndCapture(d->stream, &graph), "capture"))
+        cu_check(d, cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
+    if (graph) cudaGraphDestroy(graph);
+    return made;
+}
+
+void cu_flush(cu_device *d) {
+    if (!d->recording) return;
+    d->recording = false; /* what the steps launch is launched */
+    uint64_t hash = 0;
+    for (const cu_step &step : d->steps) hash = cu_hash(hash, &step.hash, sizeof step.hash);
+    const cu_graph *found = nullptr;
+    for (const cu_graph &graph : d->graphs)
+        if (graph.hash == hash) found = &graph;
+    if (!found && hash == d->before) { /* the second time in a row: it will come again */
+        if (const cudaGraphExec_t made = capture(d)) {
+            if (d->graphs.size() == MAX_GRAPHS) {
+                cudaGraphExecDestroy(d->graphs.front().graph);
+                d->graphs.erase(d->graphs.begin());
+            }
+            d->graphs.push_back({hash, made});
+            found = &d->graphs.back();
+        }
+    }
+    if (found)
+        cu_check(d, cudaGraphLaunch(found->graph, d->stream), "cudaGraphLaunch");
+    else if (!d->base.error.code)
+        for (const cu_step &step : d->steps) step.run();
+    d->before = hash;
+    d->steps.clear();
+}
+
+/* ---- memory ---- */
+
+constexpr int SMALLEST = 8, LARGEST = 18; /* 256 bytes to 256 KiB */
+constexpr size_t SLAB = size_t(4) << 20;
+
+static void *device_malloc(cu_device *d, size_t bytes) {
+    void *data = nullptr;
+    if (cudaMalloc(&data, bytes) != cudaSuccess) {
+        size_t available = 0, total = 0;
+        cudaGetLastError(); /* it is the caller who says what did not fit */
+        cudaMemGetInfo(&available, &total);
+        snprintf(d->base.shortage, sizeof d->base.shortage, "%s: %zu bytes asked, %zu of %zu free", d->base.variant,
+                 bytes, available, total);
+        return nullptr;
+    }
+    d->base.heap.live_bytes += bytes;
+    if (d->base.heap.live_bytes > d->base.heap.peak_bytes) d->base.heap.peak_bytes = d->base.heap.live_bytes;
+    return data;
+}
+
+/* A block of 2^order bytes. */
+static void *small_block(cu_device *d, int order) {
+    std::vector<void *> &list = d->free_blocks[order];
+    const size_t bytes = size_t(1) << order;
+    if (!list.empty()) {
+        void *data = list.back();
+        list.pop_back();
+        return data;
+    }
+    if (d->slab_left < bytes) {
+        d->slab = static_cast<char *>(device_malloc(d, SLAB));
+        d->slab_left = d->slab ? SLAB : 0;
+        if (!d->slab) return nullptr;
+        d->slabs.push_back(d->slab);
+    }
+    void *data = d->slab;
+    d->slab += bytes;
+    d->slab_left -= bytes;
+    return data;
+}
+
+static void *cu_alloc(skv_device *base, size_t count, size_t size) {
+    cu_device *d = cu_of(base);
+    size_t bytes = skv_mul(count, size);
+    int order = SMALLEST;
+    if (bytes == SIZE_MAX || !cu_check(d, cudaSetDevice(d->index), "cudaSetDevice")) return nullptr;
+    base->heap.n_calls++;
+    while (order <= LARGEST && size_t(1) << order < bytes) order++;
+    const bool small = order <= LARGEST;
+    if (small) bytes = size_t(1) << order;
+    void *data = small ? small_block(d, order) : device_malloc(d, bytes);
+    if (!data) return nullptr;
+    d->sizes[data] = bytes;
+    cu_flush(d);
+    cu_check(d, cudaMemsetAsync(data, 0, bytes, d->stream), "cudaMemsetAsync");
+    return data;
+}
+
+static void cu_free(skv_device *base, void *block) {
+    cu_device *d = cu_of(base);
+    const auto found = d->sizes.find(block);
+    if (found == d->sizes.end()) return;
+    const size_t bytes = found->second;
+    base->heap.n_calls++;
+    d->sizes.erase(found);
+    if (bytes <= size_t(1) << LARGEST) {
+        d->free_blocks[__builtin_ctzll(bytes)].push_back(block);
+        return;
+    }
+    base->heap.live_bytes -= bytes;
+    cu_flush(d);
+    cu_check(d, cudaStreamSynchronize(d->stream), "cudaStreamSynchronize"); /* something may still use it */
+    cu_check(d, cudaFree(block), "cudaFree");
+}
+
+static skv_status out_of_workspace(cu_device *d, skv_error *error) {
+    if (d->base.error.code) return *error = d->base.error, error->code;
+    skv_fail(error, SKV_CAPACITY, "out of memory for the workspace; %s", d->base.shortage);
+    *d->base.shortage = 0;
+    return error->code;
+}
+
+/* *block ← so many bytes in place of those it had; false, and as many as it had, if memory is out. */
+static bool replace(cu_device *d, void **block, size_t had, size_t bytes) {
+    cu_free(&d->base, *block); /* first, because both may not fit */
+    *block = cu_alloc(&d->base, bytes, 1);
+    if (*block) return true;
+    if (had && !(*block = cu_alloc(&d->base, had, 1))) out_of_workspace(d, &d->base.error);
+    return false;
+}
+
+static bool grow(cu_device *d, cu_block_of_memory *block, size_t bytes) {
+    if (bytes <= block->bytes) return true;
+    if (!replace(d, &block->data, block->bytes, bytes)) return false;
+    block->bytes = bytes;
+    return true;
+}
+
+bool cu_grow(cu_device *d, cu_block_of_memory *block, size_t bytes) {
+    return grow(d, block, bytes) || (out_of_workspace(d, &d->base.error), false);
+}
+
+static void copy(skv_device *base, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    cu_device *d = cu_of(base);
+    if (!bytes || base->error.code || !cu_check(d, cudaSetDevice(d->index), "cudaSetDevice")) return;
+    cu_flush(d);
+    cu_check(d, cudaMemcpyAsync(to, from, bytes, kind, d->stream), "cudaMemcpyAsync");
+}
+
+static void cu_write(skv_device *base, void *to, const void *from, size_t bytes) {
+    const auto *first = static_cast<const char *>(from);
+    if (!bytes) return;
+    cu_of(base)->uploads.emplace_back(first, first + bytes); /* moving the list leaves its members' memory in place */
+    copy(base, to, cu_of(base)->uploads.back().data(), bytes, cudaMemcpyHostToDevice);
+}
+
+static void cu_read(skv_device *base, void *to, const void *from, size_t bytes) {
+    copy(base, to, from, bytes, cudaMemcpyDeviceToHost);
+}
+
+static void cu_copy(skv_device *base, void *to, const void *from, size_t bytes) {
+    copy(base, to, from, bytes, cudaMemcpyDeviceToDevice);
+}
+
+static skv_status cu_sync(skv_device *base, skv_error *error) {
+    cu_device *d = cu_of(base);
+    cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
+    cu_flush(d);
+    cu_check(d, cudaStreamSynchronize(d->stream), "the device");
+    d->uploads.clear();
+    if (!base->error.code) cu_deliver(d);
+    if (base->error.code) *error = base->error;
+    return base->error.code;
+}
+
+/* ---- the device ---- */
+
+/* A device, and the same with `deterministic`. */
+#define NAME(i)                                                                                                        \
+    { "cuda:" #i, "cuda:" #i ":deterministic" }
+static const char *const NAMES[16][2] = {NAME(0), NAME(1), NAME(2),  NAME(3),  NAME(4),  NAME(5),  NAME(6),  NAME(7),
+                                         NAME(8), NAME(9), NAME(10), NAME(11), NAME(12), NAME(13), NAME(14), NAME(15)};
+#undef NAME
+
+static int n_devices(cudaError_t *status) {
+    int n = 0;
+    *status = cudaGetDeviceCount(&n);
+    if (*status == cudaSuccess) return n < 16 ? n : 16;
+    cudaGetLastError();
+    return 0;
+}
+
+/* Without a device the first name stands for it, so that there is something to say why of. */
+static const char *cu_variant(size_t i) {
+    cudaError_t status;
+    const int n = n_devices(&status);
+    return i < size_t(n ? 2 * n : 1) ? NAMES[i / 2][i % 2] : nullptr;
+}
+
+static bool cu_runs_here(const char *variant, char *about, size_t size) {
+    cudaError_t status;
+    cudaDeviceProp p;
+    int i = 0;
+    if (!n_devices(&status)) {
+        snprintf(about, size, "no CUDA device: %s", cudaGetErrorString(status));
+        return false;
+    }
+    while (strcmp(NAMES[i / 2][i % 2], variant)) i++;
+    status = cudaGetDeviceProperties(&p, i / 2);
+    if (status != cudaSuccess)
+        snprintf(about, size, "%s", cudaGetErrorString(status));
+    else if (p.major < 8)
+        snprintf(about, size, "%.80s: compute capability %d.%d; expected 8.0 or newer", p.name, p.major, p.minor);
+    else
+        snprintf(about, size, "%.80s, %.1f GB", p.name, double(p.totalGlobalMem) / 1e9);
+    return status == cudaSuccess && p.major >= 8;
+}
+
+static void cu_close(skv_device *base) {
+    cu_device *d = cu_of(base);
+    cudaSetDevice(d->index);
+    if (d->stream) cudaStreamSynchronize(d->stream);
+    for (const cu_graph &graph : d->graphs) cudaGraphExecDestroy(graph.graph);
+    if (d->blas) cublasDestroy(d->blas);
+    for (const auto &block : d->sizes)
+        if (block.second > size_t(1) << LARGEST) cudaFree(block.first);
+    for (void *slab : d->slabs) cudaFree(slab);
+    if (d->staging) cudaFreeHost(d->staging);
+    if (d->stream) cudaStreamDestroy(d->stream);
+    delete d;
+}
+
+static skv_device *cu_open(const char *variant, int n_threads, skv_error *error) {
+    cu_device *d = new (std::nothrow) cu_device();
+    if (!d) {
+        skv_fail(error, SKV_CAPACITY, "out of memory for a device");
+        return nullptr;
+    }
+    int i = 0;
+    while (strcmp(NAMES[i / 2][i % 2], variant)) i++;
+    d->index = i / 2;
+    d->deterministic = i % 2;
+    d->base.backend = &skv_cuda;
+    d->base.variant = NAMES[i / 2][i % 2];
+    d->base.n_threads = n_threads;
+    if (cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") &&
+        cu_check(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "cudaStreamCreate") &&
+        cu_check(d, cudaDeviceGetAttribute(&d->n_processors, cudaDevAttrMultiProcessorCount, d->index), "attributes") &&
+        cu_check_blas(d, cublasCreate(&d->blas), "cublasCreate") &&
+        cu_check_blas(d, cublasSetStream(d->blas, d->stream), "cublasSetStream"))
+        return &d->base;
+    *error = d->base.error;
+    cu_close(&d->base);
+    return nullptr;
+}
+
+/* ---- workspace ---- */
+
+static size_t n_cache_heads(const skv_config *c) { return size_t(c->n_layers) * size_t(c->n_kv_heads); }
+
+static size_t n_pages(size_t slots) { return (slots + SKV_PAGE - 1) / SKV_PAGE; }
+
+/* Of a batch, what begin tells: the parts of the staging area, each at a multiple of 64 bytes. */
+struct layout {
+    size_t tokens, parts, heads, blocks, pages, bytes;
+};
+
+static layout lay_out(size_t n_tokens, size_t n_parts, size_t n_heads, size_t n_blocks, size_t pages) {
+    layout l = {};
+    const auto take = [&l](size_t n, size_t size) {
+        const size_t at = l.bytes;
+        l.bytes += (n * size + 63) / 64 * 64;
+        return at;
+    };
+    l.tokens = take(n_tokens, sizeof(cu_token));
+    l.parts = take(n_parts, sizeof(cu_part));
+    l.heads = take(n_heads, sizeof(cu_head));
+    l.blocks = take(n_blocks, sizeof(cu_block));
+    l.pages = take(pages, sizeof(char *));
+    return l;
+}
+
+static cu_cache cache_of(const skv_cache_shape *s) {
+    return {s->head_dim, s->stride, s->slot_bytes, s->values_at, s->positions_at, s->sums_at, s->sums};
+}
+
+/* *block ← n floats, unless they are there already. */
+static bool make(cu_device *d, float **block, size_t had, size_t n) {
+    return n <= had || replace(d, reinterpret_cast<void **>(block), had * sizeof(float), skv_mul(n, sizeof(float)));
+}
+
+static size_t partial_floats(const skv_workload *w) {
+    if (!w->config) return 0;
+    const size_t runs = (n_pages(w->head_slots) + RUN_PAGES - 1) / RUN_PAGES;
+    return w->n_rows * size_t(w->config->n_heads) * runs * size_t(w->cache.stride + 2);
+}
+
+static size_t widest_input(const skv_config *c) {
+    size_t most = size_t(c->hidden);
+    if (size_t(c->ffn) > most) most = size_t(c->ffn);
+    if (size_t(c->n_heads) * size_t(c->head_dim) > most) most = size_t(c->n_heads) * size_t(c->head_dim);
+    return (most + 7) / 8 * 8;
+}
+
+static size_t widest_output(const skv_config *c) {
+    const size_t heads = size_t(c->n_heads) * size_t(c->head_dim),
+                 most = heads > size_t(c->ffn) ? heads : size_t(c->ffn);
+    return most > size_t(c->hidden) ? most : size_t(c->hidden);
+}
+
+static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
+    cu_device *d = cu_of(base);
+    const skv_config *c = work->config;
+    const size_t n = work->n_tokens, half = size_t(c->head_dim) / 2, group = size_t(c->n_heads) / size_t(c->n_kv_heads);
+    const size_t had = d->work.config ? d->work.n_tokens : 0;
+    const size_t heads = work->n_rows * n_cache_heads(c);
+    const size_t blocks = (n * group + QUERIES - 1) / QUERIES + work->n_rows;
+    const size_t bytes = lay_out(n, work->n_rows, heads, blocks, heads * n_pages(work->head_slots)).bytes;
+    size_t halves = FEW_ROWS * widest_output(c);
+    halves = 2 * (halves > LOGIT_ROWS * size_t(c->vocab) ? halves : LOGIT_ROWS * size_t(c->vocab));
+    bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && make(d, &d->inv_freq, had ? half : 0, half) &&
+                make(d, &d->cosine, had * half, n * half) && make(d, &d->sine, had * half, n * half) &&
+                make(d, &d->stats, had * 2 * size_t(c->n_heads), work->cache.sums ? n * 2 * size_t(c->n_heads) : 0) &&
+                make(d, &d->partials, partial_floats(&d->work), partial_floats(work)) &&
+                make(d, reinterpret_cast<float **>(&d->narrow), had * widest_input(c), n * widest_input(c)) &&
+                make(d, &d->halves, d->n_halves, halves) &&
+                make(d, &d->logits, had ? LOGIT_ROWS * size_t(c->vocab) : 0, LOGIT_ROWS * size_t(c->vocab)) &&
+                (!work->n_due || grow(d, &d->areas, cu_area_bytes(work)));
+    if (room && bytes > d->staging_bytes) {
+        void *pinned = nullptr;
+        room = replace(d, reinterpret_cast<void **>(&d->staged), d->staging_bytes, bytes);
+        if (room && cudaMallocHost(&pinned, bytes) != cudaSuccess) {
+            cudaGetLastError();
+            snprintf(base->shortage, sizeof base->shortage, "%zu bytes of pinned memory asked", bytes);
+            room = false;
+        }
+        if (room) {
+            if (d->staging) cudaFreeHost(d->staging);
+            d->staging = static_cast<char *>(pinned);
+            d->staging_bytes = bytes;
+        }
+    }
+    if (!room) return out_of_workspace(d, error);
+    cu_write(base, d->inv_freq, work->inv_freq, half * sizeof(float));
+    d->work = *work;
+    d->n_halves = halves;
+    d->cache = cache_of(&work->cache);
+    return SKV_OK;
+}
+
+/* ---- a batch ---- */
+
+static __global__ void angle_kernel(cu_batch b, const float *inv_freq, int half, double factor, float *cosine,
+                                    float *sine) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= size_t(b.n_tokens) * size_t(half)) return;
+    double s, c;
+    sincos(double(b.tokens[i / size_t(half)].position) * double(inv_freq[i % size_t(half)]), &s, &c);
+    cosine[i] = float(factor * c);
+    sine[i] = float(factor * s);
+}
+
+void cu_begin(skv_device *base, const skv_batch *batch) {
+    cu_device *d = cu_of(base);
+    const skv_config *c = d->work.config;
+    const size_t per_row = n_cache_heads(c), group = size_t(c->n_heads) / size_t(c->n_kv_heads);
+    if (base->error.code || !cu_check(d, cudaSetDevice(d->index), "cudaSetDevice")) return;
+    size_t blocks = 0, pages = 0;
+    int32_t longest = 0;
+    for (size_t p = 0; p < batch->n_parts; p++) {
+        blocks += (batch->parts[p].n * group + QUERIES - 1) / QUERIES;
+        for (size_t h = 0; h < per_row; h++) {
+            const int32_t n = batch->parts[p].heads[h].n_pages;
+            pages += size_t(n);
+            longest = n > longest ? n : longest;
+        }
+    }
+    const layout l = lay_out(batch->n_tokens, batch->n_parts, batch->n_parts * per_row, blocks, pages);
+    cu_flush(d);
+    if (l.bytes > d->staging_bytes) {
+        skv_fail(&base->error, SKV_BACKEND, "%s: a batch of %zu bytes where %zu were reserved", base->variant, l.bytes,
+                 d->staging_bytes);
+        return;
+    }
+    auto *tokens = reinterpret_cast<cu_token *>(d->staging + l.tokens);
+    auto *parts = reinterpret_cast<cu_part *>(d->staging + l.parts);
+    auto *heads = reinterpret_cast<cu_head *>(d->staging + l.heads);
+    auto *block = reinterpret_cast<cu_block *>(d->staging + l.blocks);
+    auto *page = reinterpret_cast<char **>(d->staging + l.pages);
+    char *const *page_there = reinterpret_cast<char **>(d->staged + l.pages);
+    for (size_t p = 0; p < batch->n_parts; p++) {
+        const skv_part *from = batch->parts + p;
+        parts[p] = {from->ring,       from->sum,      from->vector,       int32_t(from->first),
+                    int32_t(from->n), from->position, from->steered_layer};
+        for (size_t i = 0; i < from->n; i++) {
+            const skv_token *t = batch->tokens + from->first + i;
+            tokens[from->first + i] = {
+                t->vector, t->id,     from->position + int32_t(i), int32_t(p), int32_t(t->mark), t->length,
+                t->alpha,  t->steered};
+        }
+        for (size_t h = 0; h < per_row; h++) {
+            const skv_head *head = from->heads + h;
+            heads[p * per_row + h] = {page_there, head->n_slots};
+            memcpy(page, head->pages, size_t(head->n_pages) * sizeof *page);
+            page += head->n_pages, page_there += head->n_pages;
+        }
+        for (size_t first = 0; first < from->n * group; first += QUERIES) *block++ = {int32_t(p), int32_t(first)};
+    }
+    if (!cu_check(d, cudaMemcpyAsync(d->staged, d->staging, l.bytes, cudaMemcpyHostToDevice, d->stream), "the batch"))
+        return;
+    d->host = batch;
+    d->recording = batch->n_tokens == batch->n_parts;
+    d->batch = {reinterpret_cast<const cu_token *>(d->staged + l.tokens),
+                reinterpret_cast<const cu_part *>(d->staged + l.parts),
+                reinterpret_cast<const cu_head *>(d->staged + l.heads),
+                reinterpret_cast<const cu_block *>(d->staged + l.blocks),
+                d->cosine,
+                d->sine,
+                int32_t(batch->n_tokens),
+                int32_t(batch->n_parts),
+                int32_t(blocks),
+                (longest + RUN_PAGES - 1) / RUN_PAGES,
+                c->n_layers,
+                c->n_heads,
+                c->n_kv_heads,
+                int32_t(group)};
+    const size_t half = size_t(c->head_dim) / 2;
+    CU_LAUNCH(d, angle_kernel, cu_blocks(batch->n_tokens * half, THREADS), THREADS, 0, d->batch, d->inv_freq, int(half),
+              c->rope_attention_factor, d->cosine, d->sine);
+}
+
+/* ---- rates ---- */
+
+/* Reads a buffer once, and writes one number a block. */
+static __global__ void stream_kernel(const float4 *x, size_t n, float *out) {
+    float sum = 0;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const float4 v = x[i];
+        sum += v.x + v.y + v.z + v.w;
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) atomicAdd(out, sum);
+}
+
+void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
+    cu_device *d = cu_of(base);
+    cudaEvent_t begin = nullptr, end = nullptr;
+    const float one = 1, zero = 0;
+    int side = 4096;
+    *bytes = *macs = 0;
+    while (side > 16 && 3 * size_t(side) * size_t(side) > n) side /= 2;
+    cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
+    cu_check(d, cudaMemsetAsync(memory, 0, n * sizeof *memory, d->stream), "cudaMemsetAsync");
+    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return;
+    const auto rate = [&](double work) {
+        float milliseconds = 0;
+        cu_check(d, cudaEventRecord(end, d->stream), "an event");
+        cu_check(d, cudaEventSynchronize(end), "an event");
+        cu_check(d, cudaEventElapsedTime(&milliseconds, begin, end), "an event");
+        return milliseconds > 0 ? work / milliseconds * 1e3 : 0.0;
+    };
+    float *a = memory, *b = memory + size_t(side) * size_t(side), *c = b + size_t(side) * size_t(side);
+    for (int pass = 0; pass < 4; pass++) {
+        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
+        CU_LAUNCH(d, stream_kernel, unsigned(8 * d->n_processors), THREADS, 0, reinterpret_cast<const float4 *>(memory),
+                  (n - 1) / 4, memory + n - 1);
+        const double read = rate(double(n * sizeof *memory));
+        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
+        cu_check_blas(d,
+                      cublasGemmEx(d->blas, CUBLAS_OP_T, CUBLAS_OP_N, side, side, side, &one, a, CUDA_R_16BF, side, b,
+                                   CUDA_R_16BF, side, &zero, c, CUDA_R_32F, side, CUBLAS_COMPUTE_32F,
+                                   CUBLAS_GEMM_DEFAULT),
+                      "cublasGemmEx");
+        const double multiplied = rate(double(side) * side * side);
+        *bytes = read > *bytes ? read : *bytes;
+        *macs = multiplied > *macs ? multiplied : *macs;
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+}
+
+static skv_backend table() {
+    skv_backend b = {};
+    b.name = "cuda";
+    b.variant = cu_variant;
+    b.runs_here = cu_runs_here;
+    b.open = cu_open;
+    b.close = cu_close;
+    b.alloc = cu_alloc;
+    b.free = cu_free;
+    b.write = cu_write;
+    b.read = cu_read;
+    b.copy = cu_copy;
+    b.sync = cu_sync;
+    b.reserve = cu_reserve;
+    b.pack = cu_pack;
+    b.begin = cu_begin;
+    b.embed = cu_embed;
+    b.rmsnorm = cu_rmsnorm;
+    b.linear = cu_linear;
+    b.rope = cu_rope;
+    b.append = cu_append;
+    b.receive = cu_receive;
+    b.keep_queries = cu_keep_queries;
+    b.attention = cu_attention;
+    b.steer = cu_steer;
+    b.silu_mul = cu_silu_mul;
+    b.add = cu_add;
+    b.last = cu_last;
+    b.project = cu_project;
+    b.sum_sentences = cu_sum_sentences;
+    b.similarities = cu_similarities;
+    b.score = cu_score;
+    b.fetch = cu_fetch;
+    b.put_score = cu_put_score;
+    b.select = cu_select;
+    b.compact = cu_compact;
+    b.limits = cu_limits;
+    return b;
+}
+
+const skv_backend skv_cuda = table();
+
+/* What the core opens the shared object for; NULL for a core of another version. */
+extern "C" __attribute__((visibility("default"))) const skv_backend *skv_cuda_backend(size_t abi) {
+    return abi == SKV_ABI ? &skv_cuda : nullptr;
+}

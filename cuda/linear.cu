@@ -1,0 +1,368 @@
+/* Weights and products with them. A matrix lies row by row, rows padded with zeros to a multiple of eight elements.
+ *
+ * kernel           grid, block                        moves                          why
+ * pack_kernel      [elements / 256], 256              stored rows to padded rows     once, at load
+ * embed_kernel     [tokens], 256                      one row a token
+ * gemv_kernel      [rows of all matrices / 8], 256    every weight once, x from L2   few rows: the weights are the
+ *                                                                                    traffic; a warp an output row
+ * tile_kernel      [outputs / 64, rows / 32], 128     every weight once for 32 rows  deterministic: one order of
+ *                                                                                    summation whatever the batch
+ * halves_kernel    [outputs / 256], 256               reads two products, writes y   few rows: both parts of x in one
+ * bias_kernel      [outputs / 256], 256               writes y                       cuBLAS adds to it (beta = 1)
+ * split_kernel     [inputs / 256], 256                x as a sum of two bf16          f32 activations times bf16
+ *                                                                                    weights, as on the CPU: rounding
+ *                                                                                    them once moves logits by percents
+ */
+#include "cuda.cuh"
+
+static size_t row_of(const skv_matrix *w) { return (size_t(w->n_in) + 7) / 8 * 8; }
+
+template <typename From, typename To>
+static __global__ void pack_kernel(const From *source, size_t n, size_t n_in, size_t row, To *to) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const size_t column = i % row;
+    narrow(column < n_in ? widen(source[i / row * n_in + column]) : 0.0f, to + i);
+}
+
+template <typename From>
+static void pack_rows(cu_device *d, const skv_matrix *w, const void *source, size_t first, size_t n) {
+    const size_t row = row_of(w), elements = n * row, at = first * row;
+    const auto *from = static_cast<const From *>(source);
+    if (w->type == SKV_F32)
+        CU_LAUNCH(d, (pack_kernel<From, float>), cu_blocks(elements, THREADS), THREADS, 0, from, elements,
+                  size_t(w->n_in), row, static_cast<float *>(w->data) + at);
+    else
+        CU_LAUNCH(d, (pack_kernel<From, __nv_bfloat16>), cu_blocks(elements, THREADS), THREADS, 0, from, elements,
+                  size_t(w->n_in), row, static_cast<__nv_bfloat16 *>(w->data) + at);
+}
+
+void cu_pack(skv_device *base, skv_matrix *w, const void *source, skv_dtype type) {
+    cu_device *d = cu_of(base);
+    const size_t size = skv_dtypes[type].size, stored = size_t(w->n_in) * size, n_out = size_t(w->n_out);
+    size_t most = (size_t(32) << 20) / stored;
+    most = most < 1 ? 1 : most > n_out ? n_out : most;
+    w->data = base->backend->alloc(base, skv_mul(n_out, row_of(w)), skv_dtypes[w->type].size);
+    if (!w->data) return;
+    if (!cu_grow(d, &d->packing, most * stored)) return;
+    for (size_t first = 0; first < n_out; first += most) {
+        const size_t n = n_out - first < most ? n_out - first : most;
+        const char *from = static_cast<const char *>(source) + first * stored;
+        if (!cu_check(d, cudaMemcpyAsync(d->packing.data, from, n * stored, cudaMemcpyHostToDevice, d->stream),
+                      "weights"))
+            return;
+        if (type == SKV_F32) pack_rows<float>(d, w, d->packing.data, first, n);
+        if (type == SKV_BF16) pack_rows<__nv_bfloat16>(d, w, d->packing.data, first, n);
+        if (type == SKV_F16) pack_rows<__half>(d, w, d->packing.data, first, n);
+        cu_check(d, cudaStreamSynchronize(d->stream), "weights"); /* the source is the caller's again */
+    }
+}
+
+template <typename T>
+static __global__ void embed_kernel(cu_batch b, const T *table, size_t row, size_t n_in, float *x) {
+    const T *from = table + size_t(b.tokens[blockIdx.x].id) * row;
+    for (size_t i = threadIdx.x; i < n_in; i += THREADS) x[blockIdx.x * n_in + i] = widen(from[i]);
+}
+
+void cu_embed(skv_device *base, const skv_matrix *table, float *x) {
+    cu_device *d = cu_of(base);
+    if (table->type == SKV_F32)
+        CU_LAUNCH(d, (embed_kernel<float>), unsigned(d->batch.n_tokens), THREADS, 0, d->batch,
+                  static_cast<const float *>(table->data), row_of(table), size_t(table->n_in), x);
+    else
+        CU_LAUNCH(d, (embed_kernel<__nv_bfloat16>), unsigned(d->batch.n_tokens), THREADS, 0, d->batch,
+                  static_cast<const __nv_bfloat16 *>(table->data), row_of(table), size_t(table->n_in), x);
+}
+
+/* ---- few rows ---- */
+
+/* The matrices of one input, their output rows one behind the other. */
+struct gemv_jobs {
+    struct {
+        const void *w;
+        const float *bias;
+        float *y;
+        int32_t n_out, before;
+    } of[3];
+    int32_t n_jobs, n_out; /* n_out: of all */
+};
+
+/* Eight weights from a place that is a multiple of 16 bytes. */
+static __device__ __forceinline__ void load_eight(const __nv_bfloat16 *w, float *to) {
+    const uint4 raw = __ldg(reinterpret_cast<const uint4 *>(w));
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        to[2 * i] = __uint_as_float(words[i] << 16);
+        to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+
+static __device__ __forceinline__ void load_eight(const float *w, float *to) {
+    const float4 a = __ldg(reinterpret_cast<const float4 *>(w)), b = __ldg(reinterpret_cast<const float4 *>(w) + 1);
+    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
+
+/* y[r, o] of R rows for one output a warp: lane l multiplies eight inputs at 8 l, 8 l + 256, … */
+template <typename T, int R>
+static __global__ void __launch_bounds__(THREADS)
+    gemv_kernel(gemv_jobs jobs, const float *x, int32_t n_in, int32_t row) {
+    const int32_t lane = threadIdx.x % WARP;
+    int32_t o = int32_t(blockIdx.x) * WARPS + int32_t(threadIdx.x / WARP), job = 0;
+    if (o >= jobs.n_out) return; /* whole warps, and no barrier follows */
+    while (job + 1 < jobs.n_jobs && o >= jobs.of[job + 1].before) job++;
+    o -= jobs.of[job].before;
+    const T *w = static_cast<const T *>(jobs.of[job].w) + size_t(o) * size_t(row);
+    float sums[R] = {};
+    for (int32_t i = 8 * lane; i < n_in; i += 8 * WARP) {
+        float weights[8];
+        load_eight(w + i, weights);
+#pragma unroll
+        for (int r = 0; r < R; r++)
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                if (i + k < n_in)
+                    sums[r] = fmaf(weights[k], __ldg(x + size_t(r) * size_t(n_in) + size_t(i + k)), sums[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const float sum = warp_sum(sums[r]);
+        if (lane == 0)
+            jobs.of[job].y[size_t(r) * size_t(jobs.of[job].n_out) + size_t(o)] =
+                sum + (jobs.of[job].bias ? jobs.of[job].bias[o] : 0.0f);
+    }
+}
+
+template <typename T>
+static void gemv(cu_device *d, const gemv_jobs &jobs, const float *x, size_t n, int n_in, int row) {
+    const unsigned grid = cu_blocks(size_t(jobs.n_out), WARPS);
+    switch (n) {
+    case 1:
+        CU_LAUNCH(d, (gemv_kernel<T, 1>), grid, THREADS, 0, jobs, x, n_in, row);
+        break;
+    case 2:
+        CU_LAUNCH(d, (gemv_kernel<T, 2>), grid, THREADS, 0, jobs, x, n_in, row);
+        break;
+    case 3:
+        CU_LAUNCH(d, (gemv_kernel<T, 3>), grid, THREADS, 0, jobs, x, n_in, row);
+        break;
+    default:
+        CU_LAUNCH(d, (gemv_kernel<T, 4>), grid, THREADS, 0, jobs, x, n_in, row);
+    }
+}
+
+/* ---- one order whatever the batch ---- */
+
+/* A block's tile of outputs and of rows, and how much of the inputs is in shared memory at a time. */
+constexpr int TILE_OUT = 64, TILE_ROWS = 32, TILE_IN = 32, TILE_THREADS = 128;
+constexpr int TILE_STRIDE = TILE_IN + 8; /* bf16 of a row in shared memory: no two lanes of ldmatrix share a bank */
+
+/* y [n, n_out] = x Wᵀ + bias in tensor cores: x is the sum of two bf16, whose products are added high before low,
+ * sixteen inputs at a time, in order. A warp has 16 outputs. */
+static __global__ void __launch_bounds__(TILE_THREADS, 1)
+    tile_kernel(const __nv_bfloat16 *w, const float *bias, const float *x, int32_t n_out, int32_t n_in, int32_t row,
+                int32_t n, float *y) {
+    __shared__ __align__(16) __nv_bfloat16 weights[TILE_OUT * TILE_STRIDE];
+    __shared__ __align__(16) __nv_bfloat16 parts[2][TILE_ROWS * TILE_STRIDE]; /* high, low */
+    const int32_t tid = int32_t(threadIdx.x), lane = tid % WARP, warp = tid / WARP;
+    const int32_t out0 = int32_t(blockIdx.x) * TILE_OUT, row0 = int32_t(blockIdx.y) * TILE_ROWS;
+    float acc[TILE_ROWS / 8][4] = {};
+    for (int32_t k0 = 0; k0 < n_in; k0 += TILE_IN) {
+        for (int32_t i = tid; i < TILE_OUT * TILE_IN / 8; i += TILE_THREADS) {
+            const int32_t o = i / (TILE_IN / 8), k = i % (TILE_IN / 8) * 8;
+            uint4 eight = make_uint4(0, 0, 0, 0);
+            if (out0 + o < n_out && k0 + k < row)
+                eight = __ldg(reinterpret_cast<const uint4 *>(w + size_t(out0 + o) * size_t(row) + size_t(k0 + k)));
+            *reinterpret_cast<uint4 *>(weights + o * TILE_STRIDE + k) = eight;
+        }
+        for (int32_t i = tid; i < TILE_ROWS * TILE_IN; i += TILE_THREADS) {
+            const int32_t r = i / TILE_IN, k = i % TILE_IN;
+            const bool there = row0 + r < n && k0 + k < n_in;
+            const float value = there ? x[size_t(row0 + r) * size_t(n_in) + size_t(k0 + k)] : 0.0f;
+            const __nv_bfloat16 high = __float2bfloat16_rn(value);
+            parts[0][r * TILE_STRIDE + k] = high;
+            parts[1][r * TILE_STRIDE + k] = __float2bfloat16_rn(value - __bfloat162float(high));
+        }
+        __syncthreads();
+#pragma unroll
+        for (int32_t k = 0; k < TILE_IN; k += 16) {
+            uint32_t a[4];
+            cudax_ldmatrix_x4(a, weights + (warp * 16 + lane % 16) * TILE_STRIDE + k + lane / 16 * 8);
+#pragma unroll
+            for (int32_t tile = 0; tile < TILE_ROWS / 8; tile++)
+#pragma unroll
+                for (int32_t part = 0; part < 2; part++) {
+                    const __nv_bfloat16 *from = parts[part] + (tile * 8 + lane / 4) * TILE_STRIDE + k + lane % 4 * 2;
+                    const uint32_t b[2] = {*reinterpret_cast<const uint32_t *>(from),
+                                           *reinterpret_cast<const uint32_t *>(from + 8)};
+                    cudax_mma_16816(acc[tile], a, b, acc[tile]);
+                }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int32_t tile = 0; tile < TILE_ROWS / 8; tile++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t o = out0 + warp * 16 + lane / 4 + i / 2 * 8, r = row0 + tile * 8 + lane % 4 * 2 + i % 2;
+            if (o < n_out && r < n) y[size_t(r) * size_t(n_out) + size_t(o)] = acc[tile][i] + (bias ? bias[o] : 0.0f);
+        }
+}
+
+/* The same of float32 weights: a thread has 8 outputs of 2 rows, and adds them up input by input. */
+static __global__ void __launch_bounds__(TILE_THREADS, 1)
+    tile_f32_kernel(const float *w, const float *bias, const float *x, int32_t n_out, int32_t n_in, int32_t row,
+                    int32_t n, float *y) {
+    __shared__ float weights[TILE_IN][TILE_OUT + 1], inputs[TILE_IN][TILE_ROWS + 1];
+    const int32_t tid = int32_t(threadIdx.x), first_out = tid % 8, first_row = tid / 8;
+    const int32_t out0 = int32_t(blockIdx.x) * TILE_OUT, row0 = int32_t(blockIdx.y) * TILE_ROWS;
+    float acc[2][8] = {};
+    for (int32_t k0 = 0; k0 < n_in; k0 += TILE_IN) {
+        for (int32_t i = tid; i < TILE_OUT * TILE_IN; i += TILE_THREADS) {
+            const int32_t o = i / TILE_IN, k = i % TILE_IN;
+            const bool there = out0 + o < n_out && k0 + k < n_in;
+            weights[k][o] = there ? w[size_t(out0 + o) * size_t(row) + size_t(k0 + k)] : 0.0f;
+        }
+        for (int32_t i = tid; i < TILE_ROWS * TILE_IN; i += TILE_THREADS) {
+            const int32_t r = i / TILE_IN, k = i % TILE_IN;
+            const bool there = row0 + r < n && k0 + k < n_in;
+            inputs[k][r] = there ? x[size_t(row0 + r) * size_t(n_in) + size_t(k0 + k)] : 0.0f;
+        }
+        __syncthreads();
+        for (int32_t k = 0; k < TILE_IN; k++)
+#pragma unroll
+            for (int32_t r = 0; r < 2; r++)
+#pragma unroll
+                for (int32_t o = 0; o < 8; o++)
+                    acc[r][o] = fmaf(weights[k][first_out + 8 * o], inputs[k][first_row + 16 * r], acc[r][o]);
+        __syncthreads();
+    }
+    for (int32_t r = 0; r < 2; r++)
+        for (int32_t i = 0; i < 8; i++) {
+            const int32_t o = out0 + first_out + 8 * i, at = row0 + first_row + 16 * r;
+            if (o < n_out && at < n) y[size_t(at) * size_t(n_out) + size_t(o)] = acc[r][i] + (bias ? bias[o] : 0.0f);
+        }
+}
+
+static void multiply_tiles(cu_device *d, const skv_linear *job, const float *x, size_t n) {
+    const skv_matrix *w = job->w;
+    const int32_t row = int32_t(row_of(w));
+    const dim3 grid(cu_blocks(size_t(w->n_out), TILE_OUT), cu_blocks(n, TILE_ROWS));
+    if (w->type == SKV_F32)
+        CU_LAUNCH(d, tile_f32_kernel, grid, TILE_THREADS, 0, static_cast<const float *>(w->data), job->bias, x,
+                  w->n_out, w->n_in, row, int32_t(n), job->y);
+    else
+        CU_LAUNCH(d, tile_kernel, grid, TILE_THREADS, 0, static_cast<const __nv_bfloat16 *>(w->data), job->bias, x,
+                  w->n_out, w->n_in, row, int32_t(n), job->y);
+}
+
+/* ---- many rows ---- */
+
+static __global__ void bias_kernel(const float *bias, size_t n_out, size_t n, float *y) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = bias[i % n_out];
+}
+
+/* x = high + low, each [n / row, row]. */
+static __global__ void split_kernel(const float *x, size_t n_in, size_t row, size_t n, __nv_bfloat16 *high) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const float value = i % row < n_in ? x[i / row * n_in + i % row] : 0.0f;
+    high[i] = __float2bfloat16_rn(value);
+    high[n + i] = __float2bfloat16_rn(value - __bfloat162float(high[i]));
+}
+
+static void fill_bias(cu_device *d, const skv_linear *job, size_t n) {
+    const size_t n_out = size_t(job->w->n_out);
+    CU_LAUNCH(d, bias_kernel, cu_blocks(n * n_out, THREADS), THREADS, 0, job->bias, n_out, n * n_out, job->y);
+}
+
+/* y [n, n_out] ← beta y + x Wᵀ */
+static void gemm(cu_device *d, const skv_matrix *w, const void *x, size_t row_x, cudaDataType type, size_t n,
+                 float beta, float *y) {
+    const int row_w = int(row_of(w)), n_rows = int(n);
+    const skv_matrix m = *w;
+    const auto multiply = [=] {
+        const float one = 1;
+        return cu_check_blas(d,
+                             cublasGemmEx(d->blas, CUBLAS_OP_T, CUBLAS_OP_N, m.n_out, n_rows, m.n_in, &one, m.data,
+                                          type, row_w, x, type, int(row_x), &beta, y, CUDA_R_32F, m.n_out,
+                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                             "cublasGemmEx");
+    };
+    if (!d->recording) {
+        multiply();
+        return;
+    }
+    const void *const what[] = {m.data, x, y};
+    const size_t sizes[] = {n, row_x, size_t(beta != 0)};
+    d->steps.push_back({cu_hash(cu_hash(0, what, sizeof what), sizes, sizeof sizes), multiply});
+}
+
+/* y ← both halves of sums [2, n, n_out] and the bias. */
+static __global__ void halves_kernel(const float *sums, const float *bias, size_t n_out, size_t n, float *y) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = sums[i] + sums[n + i] + (bias ? bias[i % n_out] : 0.0f);
+}
+
+/* Products with bf16 weights: both parts of x are columns of one product while they are few, so that the weights are
+ * read once, and of two products where the arithmetic is what takes time. */
+static void multiply_split(cu_device *d, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n) {
+    const size_t row = row_of(jobs[0].w), n_in = size_t(jobs[0].w->n_in);
+    auto *high = static_cast<__nv_bfloat16 *>(d->narrow);
+    CU_LAUNCH(d, split_kernel, cu_blocks(n * row, THREADS), THREADS, 0, x, n_in, row, n * row, high);
+    for (const skv_linear *job = jobs; job < jobs + n_jobs; job++) {
+        const size_t n_out = size_t(job->w->n_out);
+        if (2 * n * n_out <= d->n_halves) {
+            gemm(d, job->w, high, row, CUDA_R_16BF, 2 * n, 0, d->halves);
+            CU_LAUNCH(d, halves_kernel, cu_blocks(n * n_out, THREADS), THREADS, 0, d->halves, job->bias, n_out,
+                      n * n_out, job->y);
+            continue;
+        }
+        if (job->bias) fill_bias(d, job, n);
+        gemm(d, job->w, high, row, CUDA_R_16BF, n, job->bias ? 1 : 0, job->y);
+        gemm(d, job->w, high + n * row, row, CUDA_R_16BF, n, 1, job->y);
+    }
+}
+
+void cu_linear(skv_device *base, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n) {
+    cu_device *d = cu_of(base);
+    const skv_matrix *first = jobs[0].w;
+    const size_t row = row_of(first), n_in = size_t(first->n_in);
+    if (base->error.code) return;
+    for (size_t i = 0; d->deterministic && i < n_jobs; i++) multiply_tiles(d, jobs + i, x, n);
+    if (d->deterministic) return;
+    if (n <= GEMV_ROWS) {
+        gemv_jobs few = {};
+        for (size_t i = 0; i < n_jobs; i++) {
+            few.of[i] = {jobs[i].w->data, jobs[i].bias, jobs[i].y, jobs[i].w->n_out, few.n_out};
+            few.n_out += jobs[i].w->n_out;
+        }
+        few.n_jobs = int32_t(n_jobs);
+        if (first->type == SKV_F32)
+            gemv<float>(d, few, x, n, first->n_in, int(row));
+        else
+            gemv<__nv_bfloat16>(d, few, x, n, first->n_in, int(row));
+        return;
+    }
+    if (first->type == SKV_BF16) {
+        multiply_split(d, jobs, n_jobs, x, n);
+        return;
+    }
+    for (size_t i = 0; i < n_jobs; i++) {
+        if (jobs[i].bias) fill_bias(d, jobs + i, n);
+        gemm(d, jobs[i].w, x, n_in, CUDA_R_32F, n, jobs[i].bias ? 1 : 0, jobs[i].y);
+    }
+}
+
+void cu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n, float *y) {
+    cu_device *d = cu_of(base);
+    const size_t n_in = size_t(w->n_in), n_out = size_t(w->n_out);
+    for (size_t first = 0; first < n; first += LOGIT_ROWS) {
+        const size_t rows = n - first < LOGIT_ROWS ? n - first : LOGIT_ROWS;
+        const skv_linear job = {w, nullptr, d->logits};
+        cu_linear(base, &job, 1, x + first * n_in, rows);
+        base->backend->read(base, y + first * n_out, d->logits, rows * n_out * sizeof *y);
+    }
+}
