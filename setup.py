@@ -1,15 +1,24 @@
-"""Builds skipkv._skipkv from csrc/. One binary holds every CPU variant; which one runs is decided at run time.
+"""Builds skipkv._skipkv from csrc/, and from cuda/ the CUDA backend, a shared object beside it that only needs a driver
+and cuBLAS when it is used. One binary holds every CPU variant; which one runs is decided at run time.
 
+SKIPKV_CUDA=0 builds no CUDA backend, 1 fails where something for it is missing; else it is built where nvcc is.
 SKIPKV_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
+import importlib.util
 import os
 import platform
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, SetupError
+from setuptools.modified import newer_group
 
 VARIANTS = {
     "kernels_avx2.c": ["-mavx2", "-mfma"],
@@ -29,11 +38,105 @@ FLAGS = [
     "-Wextra",
 ]
 
+CUDA = "_skipkv_cuda"  # followed by the major version of the cuBLAS that it needs
+CUDA_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90,code=[sm_90,compute_90]",  # the latter for all that is newer
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-strict-aliasing,-Wall,-Wextra",
+]
+CORE = ["csrc/error.c", "csrc/heap.c", "csrc/dtypes.c"]  # what the CUDA backend has of the core
+
+
+class Missing(Exception):
+    """What the CUDA backend cannot be built without."""
+
+
+def find_cuda() -> tuple[str, str, str]:
+    """(nvcc, its major version, folder of cuBLAS's headers)."""
+    if os.environ.get("SKIPKV_CUDA") == "0":
+        raise Missing("SKIPKV_CUDA is 0")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = home and shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+    if not nvcc:
+        raise Missing("there is no nvcc, neither in CUDA_HOME/bin nor in PATH")
+    said = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if not said:
+        raise Missing(f"{nvcc} --version names no release")
+    folders = [Path(home or Path(nvcc).resolve().parents[1], "include")]
+    wheels = importlib.util.find_spec("nvidia")
+    for place in wheels.submodule_search_locations if wheels else []:
+        folders += Path(place).glob("*/include")
+    for folder in folders:
+        header = folder / "cublas_api.h"
+        if header.exists() and f"define CUBLAS_VER_MAJOR {said[1]}\n" in header.read_text(encoding="utf-8"):
+            return nvcc, said[1], str(folder)
+    raise Missing(
+        f"there are no headers of cuBLAS {said[1]}, neither in CUDA_HOME/include nor in a wheel nvidia-cublas that this"
+        " build sees (pip's own build environments see none: pip install --no-build-isolation --no-deps -e .)"
+    )
+
 
 class Build(build_ext):
-    """Gives the files of a CPU variant their own instruction-set flags."""
+    """Gives the files of a CPU variant their own instruction-set flags, and those of the CUDA backend to nvcc."""
+
+    def finalize_options(self) -> None:
+        extensions, self.missing = self.distribution.ext_modules, None
+        try:
+            self.nvcc, major, folder = find_cuda()
+            if not any(CUDA in extension.name for extension in extensions):
+                sources = sorted(str(p) for p in Path("cuda").glob("*.cu"))
+                headers = sorted(str(p) for pattern in ("cuda/*.cuh", "csrc/*.h") for p in Path().glob(pattern))
+                extensions.append(Extension(f"skipkv.{CUDA}{major}", sources, include_dirs=[folder], depends=headers))
+        except Missing as missing:
+            self.missing = missing
+        super().finalize_options()
+
+    def run(self) -> None:
+        wanted = os.environ.get("SKIPKV_CUDA", "auto")
+        if wanted not in ("0", "1", "auto"):
+            raise SetupError(f"SKIPKV_CUDA is {wanted!r}; allowed: 0, 1, auto")
+        if self.missing and wanted == "1":
+            raise SetupError(f"SKIPKV_CUDA is 1, but {self.missing}")
+        if self.missing and wanted == "auto":
+            self.warn(f"no CUDA backend: {self.missing}")
+        super().run()
+
+    def get_ext_filename(self, name: str) -> str:
+        if CUDA in name:  # no module of Python's
+            return os.path.join(*name.split(".")) + ".so"
+        return super().get_ext_filename(name)
+
+    def build_cuda(self, extension: Extension) -> None:
+        """Compiles what has changed, file by file in parallel, and links it with the runtime, but not with cuBLAS."""
+        out, folder = self.get_ext_fullpath(extension.name), Path(self.build_temp, "cuda")
+        if not self.force and not newer_group([*extension.sources, *extension.depends, *CORE], out):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = [str(folder / f"{Path(source).stem}.o") for source in extension.sources]
+        include = [f"-I{place}" for place in extension.include_dirs]
+        commands = [
+            [self.nvcc, *CUDA_FLAGS, *include, "-c", source, "-o", made]
+            for source, made in zip(extension.sources, objects, strict=True)
+            if self.force or newer_group([source, *extension.depends], made)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.run_nvcc, commands))
+        objects += self.compiler.compile(CORE, output_dir=str(folder), extra_postargs=FLAGS)
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        link = ["-shared", "-cudart=static", "-Xlinker=-Bsymbolic,--exclude-libs=ALL"]
+        self.run_nvcc([self.nvcc, *link, *objects, "-o", out])
+
+    @staticmethod
+    def run_nvcc(command: list[str]) -> None:
+        if subprocess.run(command).returncode:
+            raise CompileError(f"{' '.join(command)} failed; SKIPKV_CUDA=0 builds without CUDA")
 
     def build_extension(self, extension: Extension) -> None:
+        if CUDA in extension.name:
+            self.build_cuda(extension)
+            return
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, source, ext, cc_args, extra, pp_opts):

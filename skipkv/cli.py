@@ -1,4 +1,4 @@
-"""The command line: skipkv demo | generate | bench | compare | view | steer | methods."""
+"""The command line: skipkv demo | generate | bench | compare | view | steer | methods | devices."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from skipkv.commands import bench, compare, demo, generate, methods, steer, view
+from skipkv.commands import bench, compare, demo, devices, generate, methods, steer, view
 from skipkv.errors import ConfigError, Error
 
 COMMANDS = {"demo": demo, "generate": generate, "bench": bench, "compare": compare, "view": view, "steer": steer,
-            "methods": methods}  # fmt: skip
+            "methods": methods, "devices": devices}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

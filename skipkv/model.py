@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from skipkv import _skipkv
+from skipkv import _skipkv, devices
 from skipkv.checks import CONSTANTS, integer, one_of, pair
 from skipkv.engine import FORWARD_TOKENS, Engine, Prompt, Recorder, Row, chunks, count_threads, trace_level
-from skipkv.errors import BackendError, CheckpointError, ConfigError
+from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
 from skipkv.load.files import read_object
 from skipkv.load.tokenizer import Tokenizer
@@ -36,8 +36,8 @@ def load(
     source : str or path
         A directory as transformers saves it, a Hugging Face hub id, or ``"tiny"``, the model that comes with skipkv.
     device : str
-        ``"cpu"``. The variant of its kernels is the best that this processor runs; ``SKIPKV_CPU=generic|avx2|avx512``
-        in the environment forces one.
+        ``"cpu"``, ``"cuda"`` (the first CUDA device) or ``"cuda:N"``; ``skipkv devices`` lists them. The variant of
+        the CPU's kernels is the best that it runs; ``SKIPKV_CPU=generic|avx2|avx512`` in the environment forces one.
     dtype : str
         Of the weights: ``"auto"`` (bf16 if the matrices are stored so, else f32), ``"f32"``, ``"bf16"``.
     threads : int, optional
@@ -54,14 +54,12 @@ def load(
     """
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(f"source is {source!r:.80}; allowed: a directory, a hub id, or tiny")
-    if device != "cpu":
-        known = "this version computes on the CPU only" if device == "cuda" else "allowed: cpu"
-        raise BackendError(f"device is {device!r}; {known}")
+    where = devices.find(device)
     one_of("dtype", dtype, ["auto", *CONSTANTS["weight_dtypes"]], str)
     with open_checkpoint(source) as checkpoint:
         tokenizer = Tokenizer(checkpoint.path, checkpoint.config.vocab)
         kind = checkpoint.dtype if dtype == "auto" else dtype
-        core = _skipkv.Model(checkpoint.config.as_dict(), kind, os.environ.get("SKIPKV_CPU") or None)
+        core = _skipkv.Model(checkpoint.config.as_dict(), kind, *where)
         eos, count = _eos(checkpoint), count_threads(threads)
         model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, count, eos)
         _bind(core, checkpoint, model.threads, progress)

@@ -6,12 +6,11 @@ import json
 from tqdm import tqdm
 
 from skipkv.checks import CONSTANTS, integer
-from skipkv.commands.options import METHOD_HELP, add_common, add_types, integers
+from skipkv.commands.options import METHOD_HELP, add_common, add_device, add_types, integers, load_model
 from skipkv.errors import ConfigError
 from skipkv.eval import speed
 from skipkv.load.config import MAX_CONTEXT
 from skipkv.methods import parse_method
-from skipkv.model import load
 
 HELP = "Measure this machine's limits and the engine against them."
 MOST = {"rows": 1 << 16, "contexts": MAX_CONTEXT, "prefill": MAX_CONTEXT, "steps": 10_000, "repeats": 10_000}
@@ -26,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=16, help="decode steps a measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", default="full", help=METHOD_HELP)
+    add_device(parser)
     add_types(parser, CONSTANTS["weight_dtypes"], "bf16")
     add_common(parser)
 
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         for value in values:
             integer(name, value, 1, MOST[name])
     if args.random_weights:
-        model = speed.random_model(args.random_weights, args.dtype, args.threads)
+        model = speed.random_model(args.random_weights, args.dtype, args.threads, device=args.device)
     else:
-        model = load(args.model, dtype=args.dtype, threads=args.threads, progress=not args.quiet)
+        model = load_model(args)
     limits = speed.machine_limits(model)
     head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
             "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip

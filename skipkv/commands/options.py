@@ -24,6 +24,11 @@ def add_common(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where it computes."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; skipkv devices lists them")
+
+
 def add_types(parser: argparse.ArgumentParser, dtypes: list[str], dtype: str) -> None:
     """Types of weights and cache."""
     parser.add_argument("--dtype", default=dtype, choices=dtypes, help="of the weights")
@@ -33,7 +38,7 @@ def add_types(parser: argparse.ArgumentParser, dtypes: list[str], dtype: str) ->
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, where it computes and in what types."""
     parser.add_argument("model", help="a directory, a hub id, or tiny")
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     add_types(parser, ["auto", *CONSTANTS["weight_dtypes"]], "auto")
     add_common(parser)
 

@@ -6,7 +6,6 @@ Every figure is a median over repeats within one run; compare ratios of one run,
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from skipkv import _skipkv
+from skipkv import _skipkv, devices
 from skipkv.engine import FORWARD_TOKENS, count_threads
 from skipkv.errors import ConfigError
 from skipkv.eval.table import Table
@@ -41,7 +40,9 @@ SHAPES = {
 LIMIT_BYTES = 512 << 20  # far above any last-level cache
 
 
-def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, seed: int = 0) -> Model:
+def random_model(
+    shape: str, dtype: str = "bf16", threads: int | None = None, seed: int = 0, device: str = "cpu"
+) -> Model:
     """A model of a known shape with random weights and no tokenizer.
 
     Parameters
@@ -50,12 +51,14 @@ def random_model(shape: str, dtype: str = "bf16", threads: int | None = None, se
         A name of `SHAPES`.
     dtype : "bf16" or "f32"
     threads, seed : int
+    device : str
+        As of `skipkv.load`.
     """
     if shape not in SHAPES:
         raise ConfigError(f"shape is {shape!r}; allowed: {', '.join(SHAPES)}")
     config = SHAPES[shape]
     count = count_threads(threads)
-    core = _skipkv.Model(config.as_dict(), dtype, os.environ.get("SKIPKV_CPU") or None)
+    core = _skipkv.Model(config.as_dict(), dtype, *devices.find(device))
     rng = np.random.default_rng(seed)
     for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
         if is_matrix:
