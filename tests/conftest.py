@@ -3,13 +3,31 @@
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import skipkv
 from skipkv.cli import main
 
 pytest.register_assert_rewrite("harness", "generations")
 
+import devices  # noqa: E402
+from devices import DEVICES  # noqa: E402
 from harness import VARIANTS  # noqa: E402
+
+
+def pytest_configure(config):
+    """Tests of whole runs say nothing of how many examples they take: that is the backends' affair."""
+    few = any(name in config.option.markexpr for name in DEVICES)
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    count = 2 if few else 60 // len(VARIANTS)
+    settings.register_profile("runs", max_examples=count, deadline=None, print_blob=True, suppress_health_check=checks)
+    settings.load_profile("runs")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes a device, or minutes in its place, runs where -m asks for it."""
+    left_out = [name for name in DEVICES if name not in config.option.markexpr]
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +39,18 @@ def interruptible():
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def backend(request):
+def variant(request):
     """Each CPU variant that runs here, by name; what is loaded meanwhile computes on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKIPKV_CPU", request.param)
         yield request.param
+
+
+@pytest.fixture(scope="module", params=[*VARIANTS, *(pytest.param(n, marks=getattr(pytest.mark, n)) for n in DEVICES)])
+def backend(request):
+    """The same and CUDA's, for the models of `harness.build`, `harness.tiny` and the worlds of tests/ops."""
+    devices.library(request.param)  # or skips
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path
 FLOORS = [
     ["_skipkv"],
     ["errors", "writing"],
-    ["checks"],
+    ["checks", "devices"],
     ["load"],
     ["methods", "trace", "steering", "sentences", "selection"],
     ["results", "engine"],

@@ -186,11 +186,13 @@ BAD = [
     ([*ONE, "--memory-limit", "5"],
      "prompt 0 needs 8650752 bytes of cache; memory_limit is 5"),
     ([*ONE, "--threads", "0"], "threads is 0; allowed: integers from 1 to 1024"),
-    ([*ONE, "--device", "tpu"], "device is 'tpu'; allowed: cpu"),
+    ([*ONE, "--device", "tpu"], "device is 'tpu'; allowed: cpu, cuda, cuda:N"),
     (["compare", *TINY, "x", "--methods", " ; "], "methods is ' ; '; allowed: methods separated by \";\""),
     *((["bench", *more], "bench: expected a model or --random-weights SHAPE, one of them")
       for more in ([], ["tiny", "--random-weights", "smollm2-135m"])),
     (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(speed.SHAPES)}"),
+    (["bench", "tiny", "--device", "gpu"], "device is 'gpu'; allowed: cpu, cuda, cuda:N"),
+    (["bench", "--random-weights", "smollm2-135m", "--device", "gpu"], "device is 'gpu'; allowed: cpu, cuda, cuda:N"),
     (["bench", "tiny", "--rows", "1;2"], "rows is '1;2'; allowed: integers separated by commas"),
     *((["bench", "tiny", f"--{name}", value], f"{name} is {value}; allowed: integers from 1 to {most}")
       for name, most in MOST.items() for value in ("0", f"{most + 1}", "9" * 30)),

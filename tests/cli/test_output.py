@@ -26,6 +26,7 @@ COMMAND = {
     "view": ["view", "é-in.npz", "--out", "é.html"],
     "steer": ["steer", "show", "é.safetensors"],
     "methods": ["methods"],
+    "devices": ["devices"],
 }  # fmt: skip
 OUTPUT = {"demo": "é.html", "generate": "é.npz", "compare": "é.png", "view": "é.html"}
 

@@ -8,7 +8,7 @@ import harness
 import numpy as np
 import pytest
 from generations import PROBLEMS, VECTOR, alone, facts, make, recorded, run, same, same_compactions
-from harness import ALL, RUN, SHARING, STEERING, assert_same, assert_same_trace, feed, outcome, tiny
+from harness import ALL, RUN, SHARING, SPLIT, STEERING, assert_same_logits, assert_same_run, feed, outcome, tiny
 
 import skipkv
 from skipkv import Steering, _skipkv
@@ -34,14 +34,14 @@ def whole(backend):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_chunks_and_threads_of_a_prefill(backend, whole, chunk, threads):
     session = _skipkv.Session(tiny(backend), threads=threads)
-    assert np.array_equal(feed(session, session.open(200), TOKENS, chunk), whole)
+    assert_same_logits(backend, feed(session, session.open(200), TOKENS, chunk), whole, SPLIT)
 
 
-def test_a_long_row_decodes_the_same_on_any_number_of_threads(backend):
+def test_a_long_row_decodes_the_same_on_any_number_of_threads(variant):
     tokens = np.resize(TOKENS, 700)  # more than 8 pages: a decode step then spreads the pages over the threads
     rows = []
     for threads in (1, 2, 3):
-        session = _skipkv.Session(tiny(backend), tokens=700, threads=threads)
+        session = _skipkv.Session(tiny(variant), tokens=700, threads=threads)
         row = session.open(800)
         rows.append(np.concatenate([feed(session, row, tokens, 700), feed(session, row, tokens[:40], 1)]))
     assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
@@ -54,10 +54,10 @@ def test_a_row_is_the_same_among_seven_others(backend, whole):
     out = np.empty((sum(lengths), 231), np.float32)
     session.forward(spans, np.concatenate([TOKENS[:n] for n in lengths]), out, True)
     for n, first in zip(lengths, np.cumsum([0, *lengths]), strict=False):
-        assert np.array_equal(out[first : first + n], whole[:n])
+        assert_same_logits(backend, out[first : first + n], whole[:n], SPLIT)
     last = np.empty((2, 231), np.float32)  # decode of one row beside prefill of another
     session.forward(np.array([[0, 1], [3, 149]], np.int32), np.concatenate([TOKENS[3:4], TOKENS[1:]]), last, False)
-    assert np.array_equal(last, whole[[3, 149]])
+    assert_same_logits(backend, last, whole[[3, 149]], SPLIT)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,8 +97,7 @@ def test_chunks_decoding_and_threads_change_no_bit(name, evict, single, backend)
     for threads, step in ((1, 1), (2, 512), (2, 7)):
         model, opened = harness.build(variant=backend)[0], {"trace": 2, "steering": STEERING, "threads": threads}
         session, row, logits, steered = harness.play(model, options(name, evict), tokens, 50, step, **opened)
-        assert_same(want, outcome(session, row, logits))
-        assert_same_trace(trace, session.trace())
+        assert_same_run(backend, (want, trace), (outcome(session, row, logits), session.trace()))
         assert steered == alphas
 
 
@@ -115,8 +114,7 @@ def test_a_row_is_the_same_in_a_batch(name, single, backend):
     records = session.trace()
     for i, (n, n_prompt, seed) in enumerate(rows):
         want, trace, _ = single(name, n=n, n_prompt=n_prompt, seed=seed, prompt=i, sample=9 - i)
-        assert_same(want, outcome(session, opened[i], got[i]))
-        assert_same_trace(trace, records, opened[i])
+        assert_same_run(backend, (want, trace), (outcome(session, opened[i], got[i]), records), opened[i])
 
 
 @pytest.mark.parametrize("evict", [True, False])
@@ -134,9 +132,9 @@ def test_a_fork_equals_a_fresh_row(name, evict, single, backend):
         session.close(parent)
         session.trace()
         rest, _ = harness.replay(session, child, tokens[at:])
-        assert_same(want, outcome(session, child, np.concatenate([begin, rest])))
         after = [(parent, *record[1:]) for record in session.trace()]
-        assert_same_trace(trace, before + after, parent)
+        forked = outcome(session, child, np.concatenate([begin, rest])), before + after
+        assert_same_run(backend, (want, trace), forked, parent)
         session.close(child)
     assert session.ledger()["live_bytes"] == 0
 
@@ -158,8 +156,7 @@ def test_the_padding_reserve_shrinks_every_budget(backend):
         method = harness.make("rkv", budget=budget, **RUN)
         session, row, logits, _ = harness.play(model, method, tokens, 30, trace=2, reserve=reserve)
         outcomes.append((outcome(session, row, logits), session.trace()))
-    assert_same(outcomes[0][0], outcomes[1][0])
-    assert_same_trace(outcomes[0][1], outcomes[1][1])
+    assert_same_run(backend, outcomes[0], outcomes[1])
     assert not np.array_equal(outcomes[0][0][0], outcomes[2][0][0])
 
 
@@ -168,7 +165,7 @@ def test_the_padding_reserve_shrinks_every_budget(backend):
 
 
 @pytest.fixture(scope="module")
-def model(backend):
+def model(variant):
     return skipkv.load("tiny", threads=1, progress=False)
 
 
@@ -221,7 +218,7 @@ BESIDE = [
 PROMPTS = [np.random.default_rng(i).integers(3, 231, 20 + 17 * i).tolist() for i in range(6)]
 
 
-def test_calls_in_several_python_threads_give_what_each_gives_alone(backend):
+def test_calls_in_several_python_threads_give_what_each_gives_alone(variant):
     """Two models of two threads each, three calls on each of them at once."""
     models = [skipkv.load("tiny", dtype=dtype, threads=2, progress=False) for dtype in ("bf16", "f32")]
     jobs = [(model, options) for model in models for options in BESIDE]
@@ -259,7 +256,7 @@ def test_streams_of_models_with_more_threads_may_be_interleaved(model):
         same([found[key] for key in sorted(found)], want)
 
 
-def test_a_session_outlives_the_name_of_its_model(model, backend):
+def test_a_session_outlives_the_name_of_its_model(model):
     stream = skipkv.load("tiny", threads=1, progress=False).stream(PROMPTS, **BESIDE[0])
     found = {event.prompt: event.generation for event in stream if event.generation}
     same([found[p] for p in range(len(PROMPTS))], run(model, PROMPTS, **BESIDE[0]))

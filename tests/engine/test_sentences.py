@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 import spec
 from harness import ALL, BLANK, CLOSE, ID, LINE, OPEN, TEXTS, THINK, WAIT, WORDS
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from skipkv import _skipkv
 
 pytestmark = pytest.mark.sanitize
-
-SETTINGS = settings(max_examples=60 // len(harness.VARIANTS), deadline=None, print_blob=True)
 
 # Random text: any token of the vocabulary, whole sentences that come back, think markers of one and of three tokens.
 PIECES = [*[[i] for i in range(len(TEXTS))], *THINK[0], *THINK[1], *[[BLANK]] * 3, [*WORDS[:4], LINE],
@@ -55,7 +53,6 @@ def check_sentences(session, row, expected, method):
     return state
 
 
-@SETTINGS
 @given(
     TEXT,
     st.integers(1, 60),

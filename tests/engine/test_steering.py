@@ -4,18 +4,16 @@ import harness
 import numpy as np
 import pytest
 from harness import ALL, BLANK, ID, LINE, OPEN, VECTOR, WAIT, WORDS, steered_run, thinking_text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from spec import Steering
 
 pytestmark = pytest.mark.sanitize
 
-SETTINGS = settings(max_examples=60 // len(harness.VARIANTS), deadline=None, print_blob=True)
 PARTED = []  # whether each steered run left the reference at a near tie
 
 
 @pytest.mark.parametrize("name", ALL)
-@SETTINGS
 @given(data=st.data())
 def test_steering_equals_the_reference(name, data, backend):
     tokens = thinking_text(data.draw(st.integers(10, 120)), data.draw(st.integers(0, 2**32)))

@@ -71,11 +71,11 @@ def test_loading_holds_the_weights_about_once(big):
     assert 0.95 * size < int(after) < 1.1 * size  # and of the file nothing stays
 
 
-def test_the_environment_forces_a_variant(backend, capsys):
+def test_the_environment_forces_a_variant(variant, capsys):
     model = skipkv.load("tiny", threads=2)
-    assert model._core.variant == backend and backend in repr(model)
+    assert model._core.variant == variant and variant in repr(model)
     # name, parameters, bytes
-    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {backend}, 2 threads\n"
+    expected = f"tiny: llama, 2.5 M parameters, 5.0 MB as bf16, {variant}, 2 threads\n"
     assert capsys.readouterr() == ("", expected)
     skipkv.load("tiny", threads=2, progress=False)
     assert capsys.readouterr() == ("", "")

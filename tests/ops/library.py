@@ -11,6 +11,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import devices
 import numpy as np
 
 from skipkv.methods import BITS
@@ -42,6 +43,7 @@ def build(folder: Path) -> ctypes.CDLL:
     subprocess.run([*compiler, "-shared", *link, *objects, "-o", target, "-lm"], check=True)
     library = ctypes.CDLL(target)
     library.ops_open.restype = ctypes.c_void_p
+    library.ops_error.restype = ctypes.c_char_p
     library.ops_slots.restype = library.ops_sum_sentences.restype = ctypes.c_size_t
     return library
 
@@ -71,7 +73,7 @@ def integers(array: object) -> np.ndarray:
 class World:
     """A device of one backend, and the caches of a few rows; see ops.c. Arrays go in and come out as NumPy's."""
 
-    def __init__(self, library, variant, *, n_layers=1, n_kv=2, group=2, head_dim=16, hidden=24, window=4, rows=1,
+    def __init__(self, library, backend, *, n_layers=1, n_kv=2, group=2, head_dim=16, hidden=24, window=4, rows=1,
                  tokens=512, slots=512, cache="f32", needs=(), threads=2):  # fmt: skip
         self.library, self.n_layers, self.n_kv, self.group, self.dim = library, n_layers, n_kv, group, head_dim
         self.hidden, self.width, self.window, self.rows, self.slots = hidden, -(-hidden // 16) * 16, window, rows, slots
@@ -79,9 +81,10 @@ class World:
         flags = {**BITS, "query_heads": BITS["queries"] << 4, "by_layer": BITS["queries"] << 5}
         bits = sum(flags[name] for name in needs)
         shape = integers([n_layers, n_kv * group, n_kv, head_dim, hidden, window, rows, tokens, slots])
-        self.world = ctypes.c_void_p(
-            library.ops_open(variant.encode(), threads, pointer(shape), DTYPES[cache], bits)
-        )
+        path = devices.library(backend)
+        self.exact = not path
+        where = (path.encode(), b"cuda:0") if path else (None, backend.encode())
+        self.world = ctypes.c_void_p(library.ops_open(*where, threads, pointer(shape), DTYPES[cache], bits))
         assert self.world.value
 
     def __enter__(self) -> World:
@@ -93,7 +96,9 @@ class World:
     def call(self, name: str, *arguments: object) -> int:
         made = [pointer(a) if isinstance(a, np.ndarray) else ctypes.c_float(a) if isinstance(a, float)
                 else ctypes.c_size_t(a) if isinstance(a, int) else a for a in arguments]  # fmt: skip
-        return getattr(self.library, f"ops_{name}")(self.world, *made)
+        result = getattr(self.library, f"ops_{name}")(self.world, *made)
+        assert self.library.ops_error(self.world) == b""
+        return result
 
     def linear(self, weights, x, bias=None, dtype="f32", host=False) -> np.ndarray:
         y = np.zeros((len(x), len(weights)), np.float32)
@@ -154,4 +159,5 @@ class World:
         n_kept, alive = np.zeros(jobs, np.int32), np.zeros((self.rows, len(sentences)), np.uint8)
         self.library.ops_evict(self.world, ctypes.byref(e), *map(pointer, (
             terms, score, keys, queries, kept, n_kept, alive, virtual)))  # fmt: skip
+        assert self.library.ops_error(self.world) == b""
         return terms, score, keys, queries, kept, n_kept, alive, virtual

@@ -185,9 +185,9 @@ def test_the_specification_has_the_same_logits(saved):
     assert np.abs(got - want).max() <= RTOL * np.abs(want).max()  # float32 against float64
 
 
-def test_logits(saved, backend):
+def test_logits(saved, variant):
     model = skipkv.load(saved.directory, dtype="f32", progress=False)
-    assert model._core.variant == backend and model.dtype == "f32"
+    assert model._core.variant == variant and model.dtype == "f32"
     for n in LENGTHS:
         assert error(model.logits(saved.ids[:n]), oracle_logits(saved.oracle, saved.ids[:n])) <= RTOL, f"{n} tokens"
     shifted = oracle_logits(saved.oracle, saved.ids[1:])  # the bound tells right from wrong
@@ -200,7 +200,7 @@ def greedy(saved):
     return prompts, oracle_greedy(saved.oracle, prompts, 200)
 
 
-def test_greedy_continuations(saved, greedy, backend):
+def test_greedy_continuations(saved, greedy, variant):
     prompts, expected = greedy
     model = skipkv.load(saved.directory, dtype="f32", progress=False)
     outs = model.generate(prompts, max_new_tokens=200, stop_ids=(), cache="f32", progress=False)
@@ -262,7 +262,7 @@ def tiny_greedy():
     return prompts, oracle_greedy(oracle, prompts, 1600, {tokenizer.eos_id})
 
 
-def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, backend):
+def test_tiny_writes_what_it_writes_in_transformers(tiny_greedy, variant):
     prompts, expected = tiny_greedy
     model = skipkv.load("tiny", dtype="f32", progress=False)
     outs = model.generate(prompts, max_new_tokens=1600, cache="f32", progress=False)
@@ -367,9 +367,9 @@ def test_smollm2_chats(smol, smol_f32):
         assert smol_f32.encode(chat) == ids
 
 
-def test_smollm2_logits(smol, backend):
+def test_smollm2_logits(smol, variant):
     model = skipkv.load(smol.directory, dtype="f32", progress=False)
-    assert model._core.variant == backend
+    assert model._core.variant == variant
     for i, want in smol.logits.items():
         assert error(model.logits(smol.texts[i]), want) <= RTOL
 

@@ -1,0 +1,220 @@
+"""Devices: what is found, what is missing, and models on the CUDA backend, which tests/simt runs on the CPU."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import devices
+import numpy as np
+import pytest
+from generations import PROBLEMS
+from harness import refused
+
+import skipkv
+from skipkv import _skipkv
+from skipkv.devices import every, find
+
+ABOUT = "SIMT on the host, 8.6 GB"
+NO_DEVICE = "no CUDA device: no CUDA-capable device is detected"
+
+
+@pytest.fixture
+def simt(monkeypatch):
+    """Path of the backend on the host runtime, which skipkv finds."""
+    path = devices.library("simt")
+    monkeypatch.setenv("SKIPKV_CUDA_LIBRARY", path)
+    return path
+
+
+def load(device="cuda", **options):
+    return skipkv.load("tiny", device, **({"dtype": "f32", "threads": 1, "progress": False} | options))
+
+
+def cuda():
+    """What `every` says of CUDA."""
+    return [(row["device"], row["usable"], row["about"]) for row in every() if row["device"] != "cpu"]
+
+
+def missing(message):
+    """Loading is refused with this sentence, and the list of devices has it."""
+    with refused(f"device is 'cuda': {message}", skipkv.BackendError):
+        load()
+    assert cuda() == [("cuda", False, message)]
+
+
+def test_the_variants_of_the_cpu_are_listed():
+    found = {row.pop("variant"): row for row in every() if row["device"] == "cpu"}
+    assert found.keys() == _skipkv.variants().keys()
+    assert found["generic"] == {"device": "cpu", "usable": True, "about": ""}
+    lacks = "this processor lacks the instructions"
+    assert all(row["about"] == ("" if row["usable"] else lacks) for row in found.values())
+
+
+def test_a_build_without_the_backend_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("SKIPKV_CUDA_LIBRARY", raising=False)
+    monkeypatch.setattr("skipkv.devices.__file__", str(tmp_path / "devices.py"))
+    how = "with nvcc and cuBLAS's headers at hand, pip install --no-build-isolation --no-deps -e . makes one"
+    missing(f"this build has no CUDA backend; {how}")
+    (tmp_path / "_skipkv_cuda98.so").touch()
+    missing('libcublas.so.98: not found (pip install "nvidia-cublas==98.*")')
+
+
+def test_a_library_that_is_no_backend_is_refused(monkeypatch, tmp_path):
+    for path, words in ((_skipkv.__file__, "no backend of skipkv"), (tmp_path / "none.so", "cannot open")):
+        monkeypatch.setenv("SKIPKV_CUDA_LIBRARY", str(path))
+        with pytest.raises(skipkv.BackendError, match=f"^device is 'cuda': {path}: .*{words}"):
+            load()
+        [(name, usable, about)] = cuda()
+        assert (name, usable) == ("cuda", False) and about.startswith(f"{path}: ") and words in about
+
+
+@pytest.mark.parametrize("place", ["LD_LIBRARY_PATH", "CUDA_HOME", "wheel"])
+def test_cublas_is_found_where_it_may_lie(place, tmp_path):
+    """Both of its libraries, and their symbols are there for a backend that comes later; a broken one is named."""
+    root, folder = tmp_path, {"CUDA_HOME": "lib64", "wheel": "nvidia/cu97/lib"}.get(place, ".")
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if place == "wheel":
+        environment["PYTHONPATH"] += f"{os.pathsep}{root}"
+    else:
+        environment[place] = str(root)
+    backend = root / "_skipkv_cuda97.so"
+    for name, code in (("libcublas.so.97", "int cublas_of_test(void) { return 97; }"),
+                       ("libcublasLt.so.97", "int lt_of_test;"),
+                       (backend.name, "int cublas_of_test(void); int skv_cuda_backend(void) "
+                                      "{ return cublas_of_test() == 97 ? 0 : *(volatile int *)0; }")):  # fmt: skip
+        where = root / ("." if name == backend.name else folder) / name
+        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-x", "c", "-", "-o", where]
+        subprocess.run(command, input=code, text=True, check=True)
+    environment["SKIPKV_CUDA_LIBRARY"] = str(backend)
+    command = [sys.executable, "-c", "import skipkv; skipkv.load('tiny', 'cuda', progress=False)"]
+
+    def last_line():
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stderr.splitlines()[-1]
+
+    assert last_line().endswith(f"device is 'cuda': {backend}: built for another version of skipkv; build both again")
+    (root / folder / "libcublas.so.97").write_text("no library")  # what the loader skips in its own path
+    found = "not found" if place == "LD_LIBRARY_PATH" else f"{root / folder}/libcublas.so.97: "
+    assert found in last_line() and last_line().endswith('(pip install "nvidia-cublas==97.*")')
+
+
+def test_the_cpu_needs_nothing_of_cuda():
+    code = """
+import skipkv
+skipkv.load("tiny", progress=False).generate("1", max_new_tokens=2, progress=False)
+assert not [line for line in open("/proc/self/maps") if "cuda" in line or "cublas" in line]
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(skipkv.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the host runtime
+
+
+@pytest.mark.simt
+def test_without_a_device_the_driver_says_why(simt, monkeypatch):
+    monkeypatch.setenv("SIMT_DEVICES", "0")
+    assert cuda() == [("cuda:0", False, NO_DEVICE)]
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        with refused(f"device is {device!r}: {NO_DEVICE}", skipkv.BackendError):
+            load(device)
+    config = load("cpu").config.as_dict()
+    for variant, message in ((None, NO_DEVICE), ("cuda:0", f'device "cuda:0": {NO_DEVICE}')):
+        with refused(message, skipkv.BackendError):
+            _skipkv.Model(config, "f32", variant, simt)
+
+
+@pytest.mark.simt
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_devices_are_those_that_there_are(simt, monkeypatch, n):
+    monkeypatch.setenv("SIMT_DEVICES", str(n))
+    names = [f"cuda:{i}{kind}" for i in range(min(n, 16)) for kind in ("", ":deterministic")]
+    assert cuda() == [(name, True, ABOUT) for name in names]
+    assert [find(name) for name in ("cuda", *names)] == [(name, simt) for name in ("cuda:0", *names)]
+    for device in (f"cuda:{min(n, 16)}", "cuda:00"):
+        with refused(f"device is {device!r}: usable here: {', '.join(names)}", skipkv.BackendError):
+            load(device)
+
+
+@pytest.mark.simt
+@pytest.mark.parametrize("device, name", [("cuda", "cuda:0"), ("cuda:1", "cuda:1")])
+def test_a_device_computes_what_the_cpu_does(simt, monkeypatch, capsys, device, name):
+    monkeypatch.setenv("SIMT_DEVICES", "2")
+    model = load(device, progress=True)
+    assert capsys.readouterr().err == f"tiny: llama, 2.5 M parameters, 10.5 MB as f32, {name}, 1 threads\n"
+    assert repr(model).endswith(f" bytes, {name}>")
+    texts = [
+        each.generate(PROBLEMS[0], "skipkv:budget=40,interval=16", max_new_tokens=30, progress=False)[0].text
+        for each in (model, load("cpu"))
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.simt
+def test_the_command_line_takes_a_device(simt, skip, monkeypatch):
+    argv = ["generate", "tiny", "--dtype", "f32", "--threads", 1, "--problem", 0, "--max-new-tokens", 20, "--quiet"]
+    assert skip(*argv, "--device", "cuda") == skip(*argv)
+    monkeypatch.setenv("SIMT_DEVICES", "0")
+    assert skip(*argv, "--device", "cuda") == (2, "", f"skipkv: device is 'cuda': {NO_DEVICE}\n")
+    status, out, _ = skip("bench", "--random-weights", "smollm2-135m", "--device", "cuda")
+    assert (status, out) == (2, "")
+    status, out, _ = skip("devices")
+    assert (status, out.splitlines()[-1]) == (0, f"cuda:0           no      {NO_DEVICE}")
+    assert json.loads(skip("devices", "--json")[1]) == every()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def used(simt):
+    """Bytes of the device that are taken."""
+    available, total = ctypes.c_size_t(), ctypes.c_size_t()
+    ctypes.CDLL(simt).cudaMemGetInfo(ctypes.byref(available), ctypes.byref(total))
+    return total.value - available.value
+
+
+@pytest.mark.simt
+def test_weights_that_do_not_fit_are_named_with_what_there_is(simt, monkeypatch):
+    taken = used(simt)
+    monkeypatch.setenv("SIMT_MEMORY", str(taken + 1000))
+    asked = f"cuda:0: 4194304 bytes asked, 1000 of {taken + 1000} free"
+    with refused(f'out of memory for tensor "lm_head.weight"; {asked}', skipkv.CapacityError):
+        load()
+
+
+@pytest.mark.simt
+@pytest.mark.parametrize("method", ["h2o:budget=64,interval=16", "skipkv:budget=64,interval=16"])
+def test_a_row_that_does_not_fit_leaves_the_others_as_they_were(simt, monkeypatch, method):
+    """With memory for ever more of the new row's parts; the row that there is goes on as if nobody had asked."""
+    model, tokens = load(), np.arange(3, 43, dtype=np.int32)
+    method = skipkv.parse_method(method).as_dict((model.config.n_layers, model.config.n_kv_heads))
+    logits, messages = np.zeros((1, model.config.vocab), np.float32), []
+
+    def feed(session, tokens):
+        session.forward(np.array([[0, len(tokens)]], np.int32), tokens, logits)
+        return logits.copy()
+
+    def opened():
+        session = _skipkv.Session(model._core, rows=2, tokens=32, cache="f32", method=method)
+        assert session.open(100, n_prompt=16) == 0
+        feed(session, tokens[:16])
+        return session
+
+    session = opened()
+    wanted = [feed(session, tokens[i : i + 1]) for i in range(16, len(tokens))]
+    session = opened()
+    for i in range(16, len(tokens)):
+        monkeypatch.setenv("SIMT_MEMORY", str(used(simt) + int(1e4 * 1.5 ** (i - 16))))
+        try:
+            session.close(session.open(4000, n_prompt=3000))
+        except skipkv.CapacityError as error:
+            messages.append(str(error))
+        assert np.array_equal(feed(session, tokens[i : i + 1]), wanted[i - 16])
+    assert 2 < len(messages) < len(wanted) and all(" bytes asked, " in message for message in messages)
+    assert "out of memory for the workspace" in {message.partition(";")[0] for message in messages}
