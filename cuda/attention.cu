@@ -97,9 +97,9 @@ static __device__ __forceinline__ size_t partial_at(const cu_batch &b, const att
     return (head * size_t(b.n_runs) + size_t(run)) * size_t(stride + 2);
 }
 
-/* Slots of a page that row r sees. */
-static __device__ __forceinline__ int32_t seen(const cu_batch &b, const attend_place &p, int32_t r, int32_t page) {
-    return min(max(p.before + (p.first + r) / b.group + 1 - page * SKV_PAGE, 0), int32_t(SKV_PAGE));
+/* Slots of a page, or of less, that row r sees: from slot `first` on. */
+static __device__ __forceinline__ int32_t seen(const cu_batch &b, const attend_place &p, int32_t r, int32_t first) {
+    return min(max(p.before + (p.first + r) / b.group + 1 - first, 0), int32_t(SKV_PAGE));
 }
 
 /* The result of a run, or of several: Σ e^(l − most) V, most, Σ e^(l − most). */
@@ -141,35 +141,38 @@ static __device__ float page_softmax(float *logits, int32_t n_seen, int32_t n, r
 }
 
 template <typename T, int PAIRS> struct attend_shared {
-    static size_t page_bytes(const cu_cache &c) { return 2 * SKV_PAGE * c.slot_bytes; }
-    /* Pages held at once: two where they leave room for other blocks. */
-    static int stages(const cu_cache &c) { return page_bytes(c) <= 40 * 1024 ? 2 : 1; }
+    /* Slots of a tile: a page, or half of one where its vectors are so wide that no block would hold it. */
+    static int slots(const cu_cache &c) { return c.slot_bytes <= 1024 ? SKV_PAGE : SKV_PAGE / 2; }
+    static size_t tile_bytes(const cu_cache &c) { return 2 * size_t(slots(c)) * c.slot_bytes; }
+    /* Tiles held at once: two where they leave room for other blocks. */
+    static int stages(const cu_cache &c) { return tile_bytes(c) <= 40 * 1024 ? 2 : 1; }
     static size_t floats(const cu_cache &c) {
         const size_t groups = THREADS / (size_t(c.stride) / 2);
         return SKV_PAGE * QUERIES + 2 * QUERIES + (groups + 1) * QUERIES * size_t(c.stride);
     }
-    static size_t bytes(const cu_cache &c) { return size_t(stages(c)) * page_bytes(c) + 4 * floats(c); }
+    static size_t bytes(const cu_cache &c) { return size_t(stages(c)) * tile_bytes(c) + 4 * floats(c); }
 };
 
 /* A block's shared memory, and which slots and elements of the values a thread adds up. */
 struct attend_parts {
-    char *pages;            /* [stages, page_bytes] */
+    char *tiles;            /* [stages, tile_bytes] */
     float *logits;          /* [SKV_PAGE, QUERIES] */
     float *factors;         /* [QUERIES, 2] */
     float *sums;            /* [groups, QUERIES, stride] */
     float *total;           /* [QUERIES, stride] */
-    size_t page_bytes;      /* keys and values of a page */
-    int32_t stages, groups; /* pages held at once; threads that share an element */
+    size_t tile_bytes;      /* keys and values of `slots` slots */
+    int32_t slots;          /* of a tile */
+    int32_t stages, groups; /* tiles held at once; threads that share an element */
     int32_t pair, group;
 };
 
-static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int stages) {
+static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int slots, int stages) {
     const int32_t pairs = cache.stride / 2, tid = int32_t(threadIdx.x);
     attend_parts s;
-    s.page_bytes = 2 * SKV_PAGE * cache.slot_bytes;
-    s.stages = stages, s.groups = THREADS / pairs;
-    s.pages = shared;
-    s.logits = reinterpret_cast<float *>(shared + size_t(stages) * s.page_bytes);
+    s.slots = slots, s.stages = stages, s.groups = THREADS / pairs;
+    s.tile_bytes = 2 * size_t(slots) * cache.slot_bytes;
+    s.tiles = shared;
+    s.logits = reinterpret_cast<float *>(shared + size_t(stages) * s.tile_bytes);
     s.factors = s.logits + SKV_PAGE * QUERIES;
     s.sums = s.factors + 2 * QUERIES;
     s.total = s.sums + s.groups * QUERIES * cache.stride;
@@ -177,23 +180,25 @@ static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int
     return s;
 }
 
-static __device__ __forceinline__ void fetch_page(const cu_cache &cache, const attend_place &p, const attend_parts &s,
-                                                  int32_t page, int stage) {
-    const int32_t n = min(p.visible - page * SKV_PAGE, int32_t(SKV_PAGE));
-    char *to = s.pages + size_t(stage) * s.page_bytes;
-    copy_bytes(to, p.head.pages[page], size_t(n) * cache.slot_bytes);
-    copy_bytes(to + cache.values_at, p.head.pages[page] + cache.values_at, size_t(n) * cache.slot_bytes);
+/* Keys and values of the slots from `first` on, to shared memory. */
+static __device__ __forceinline__ void fetch_tile(const cu_cache &cache, const attend_place &p, const attend_parts &s,
+                                                  int32_t first, int stage) {
+    const size_t bytes = size_t(min(p.visible - first, s.slots)) * cache.slot_bytes;
+    const char *from = p.head.pages[first / SKV_PAGE] + size_t(first % SKV_PAGE) * cache.slot_bytes;
+    char *to = s.tiles + size_t(stage) * s.tile_bytes;
+    copy_bytes(to, from, bytes);
+    copy_bytes(to + s.tile_bytes / 2, from + cache.values_at, bytes);
     cudax_commit();
 }
 
-/* acc [QUERIES] ← acc · factors + Σ probability · value over this thread's slots of a page. */
+/* acc [QUERIES] ← acc · factors + Σ probability · value over this thread's slots of a tile. */
 template <typename T>
-static __device__ __forceinline__ void add_values(const cu_cache &cache, const attend_parts &s, const char *page,
+static __device__ __forceinline__ void add_values(const cu_cache &cache, const attend_parts &s, const char *tile,
                                                   int32_t n, float2 (&acc)[QUERIES]) {
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) acc[r].x *= s.factors[r], acc[r].y *= s.factors[r];
     for (int32_t slot = s.group; slot < n; slot += s.groups) {
-        const T *value = reinterpret_cast<const T *>(page + cache.values_at + size_t(slot) * cache.slot_bytes);
+        const T *value = reinterpret_cast<const T *>(tile + s.tile_bytes / 2 + size_t(slot) * cache.slot_bytes);
         const float2 v = load_pair(value + 2 * s.pair);
 #pragma unroll
         for (int r = 0; r < QUERIES; r++) {
@@ -204,7 +209,7 @@ static __device__ __forceinline__ void add_values(const cu_cache &cache, const a
     }
 }
 
-/* Pages first … end − 1: s.sums ← what each group of threads added up; returns the state of this warp's row. */
+/* Slots first … end − 1: s.sums ← what each group of threads added up; returns the state of this warp's row. */
 template <typename T, int PAIRS>
 static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const cu_cache &cache, const attend_place &p,
                                                        const attend_parts &s,
@@ -215,26 +220,27 @@ static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const 
     float2 acc[QUERIES];
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) acc[r] = make_float2(0, 0);
-    fetch_page(cache, p, s, first, 0);
-    for (int32_t page = first; page < end; page++) {
-        const int stage = s.stages == 2 ? (page - first) % 2 : 0;
-        const int32_t n = min(p.visible - page * SKV_PAGE, int32_t(SKV_PAGE));
-        const char *at = s.pages + size_t(stage) * s.page_bytes;
-        if (s.stages == 2 && page + 1 < end) {
-            fetch_page(cache, p, s, page + 1, 1 - stage);
+    fetch_tile(cache, p, s, first, 0);
+    for (int32_t at = first, stage = 0; at < end; at += s.slots) {
+        const int32_t n = min(p.visible - at, s.slots), next = at + s.slots;
+        const char *tile = s.tiles + size_t(stage) * s.tile_bytes;
+        if (s.stages == 2 && next < end) {
+            stage = 1 - stage;
+            fetch_tile(cache, p, s, next, stage);
             cudax_wait<1>();
         } else {
             cudax_wait<0>();
         }
         __syncthreads();
-        page_logits<T, PAIRS>(cache, queries, at, n, scale, s.logits);
+        page_logits<T, PAIRS>(cache, queries, tile, n, scale, s.logits);
         __syncthreads();
-        const float factor = page_softmax(s.logits, seen(b, p, min(warp, p.n_rows - 1), page), n, &state);
+        const int32_t n_seen = min(seen(b, p, min(warp, p.n_rows - 1), at), n);
+        const float factor = page_softmax(s.logits, n_seen, n, &state);
         if (threadIdx.x % WARP == 0) s.factors[warp] = factor;
         __syncthreads();
-        if (s.group < s.groups) add_values<T>(cache, s, at, n, acc);
-        __syncthreads(); /* the page and the probabilities are used up */
-        if (s.stages == 1 && page + 1 < end) fetch_page(cache, p, s, page + 1, 0);
+        if (s.group < s.groups) add_values<T>(cache, s, tile, n, acc);
+        __syncthreads(); /* the tile and the probabilities are used up */
+        if (s.stages == 1 && next < end) fetch_tile(cache, p, s, next, 0);
     }
     if (s.group < s.groups)
 #pragma unroll
@@ -249,24 +255,24 @@ static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const 
  * go to partials [part, head, run, stride + 2], whole ones to out. */
 template <typename T, int PAIRS>
 static __global__ void __launch_bounds__(THREADS, 1)
-    attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int stages, float scale, const float *q, float *partials,
-                  float *out) {
+    attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int slots, int stages, float scale, const float *q,
+                  float *partials, float *out) {
     CUDAX_SHARED(char, shared);
     const int32_t kv_head = int32_t(blockIdx.y), tid = int32_t(threadIdx.x), warp = tid / WARP, stride = cache.stride;
     const attend_place p = place_of(b, layer, int32_t(blockIdx.x), kv_head);
     const bool decodes = p.part.n == 1;
-    const int32_t n_pages = (p.visible + SKV_PAGE - 1) / SKV_PAGE, n_runs = (n_pages + RUN_PAGES - 1) / RUN_PAGES;
+    const int32_t n_runs = (p.visible + RUN_PAGES * SKV_PAGE - 1) / (RUN_PAGES * SKV_PAGE);
     const int32_t first_run = int32_t(blockIdx.z), end_run = decodes ? first_run + 1 : n_runs;
     if (first_run >= n_runs || (!decodes && first_run > 0)) return; /* the whole block */
 
-    const attend_parts s = parts_of(cache, shared, stages);
+    const attend_parts s = parts_of(cache, shared, slots, stages);
     lane_vector<PAIRS> queries[QUERIES];
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) /* rows too many repeat the last one */
         queries[r] = load_query<PAIRS>(q + row_at(b, p, kv_head, min(r, p.n_rows - 1)) * size_t(cache.dim), cache.dim);
     run_state whole = {-FLT_MAX, 0};
     for (int32_t run = first_run; run < end_run; run++) {
-        const int32_t first = run * RUN_PAGES, end = min(first + RUN_PAGES, n_pages);
+        const int32_t first = run * RUN_PAGES * SKV_PAGE, end = min(first + RUN_PAGES * SKV_PAGE, p.visible);
         const run_state state = attend_run<T, PAIRS>(b, cache, p, s, queries, first, end, scale);
         const float2 weights = merge_runs(&whole, state);
         if (tid % WARP == 0) s.factors[2 * warp] = weights.x, s.factors[2 * warp + 1] = weights.y;
@@ -328,7 +334,7 @@ template <typename T, int PAIRS> static void attend(cu_device *d, size_t layer, 
     if (!cu_allow_shared(d, attend_kernel<T, PAIRS>, bytes)) return;
     CU_LAUNCH(d, (attend_kernel<T, PAIRS>),
               dim3(unsigned(b.n_blocks), unsigned(b.n_kv), decodes ? unsigned(b.n_runs) : 1u), THREADS, bytes, b,
-              d->cache, int32_t(layer), shared::stages(d->cache), scale, q, d->partials, out);
+              d->cache, int32_t(layer), shared::slots(d->cache), shared::stages(d->cache), scale, q, d->partials, out);
     if (decodes)
         CU_LAUNCH(d, merge_kernel, cu_blocks(size_t(b.n_parts) * size_t(b.n_heads), WARPS), THREADS, 0, b, d->cache,
                   int32_t(layer), d->partials, out);
@@ -362,7 +368,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         __syncthreads();
         page_logits<T, PAIRS>(cache, queries, shared, n, scale, logits);
         __syncthreads();
-        page_softmax(logits, seen(b, p, min(warp, p.n_rows - 1), page), n, &state);
+        page_softmax(logits, min(seen(b, p, min(warp, p.n_rows - 1), page * SKV_PAGE), n), n, &state);
         __syncthreads();
     }
     if (threadIdx.x % WARP != 0 || warp >= p.n_rows) return;
@@ -399,7 +405,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         page_logits<T, PAIRS>(cache, queries, shared, n, scale, logits);
         __syncthreads();
         for (int32_t r = 0; slot < n && r < p.n_rows; r++) {
-            if (slot >= seen(b, p, r, page)) continue;
+            if (slot >= seen(b, p, r, page * SKV_PAGE)) continue;
             const float *stat = stats + 2 * row_at(b, p, kv_head, r);
             sum += expf(logits[slot * QUERIES + r] - stat[0]) / stat[1];
         }

@@ -114,7 +114,7 @@ def attention(q, k, v, before):
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 @pytest.mark.parametrize(
     "head_dim, n_kv, group",
-    [(64, 1, 1), (80, 2, 2), (96, 1, 4), (128, 1, 5), (16, 1, 7), (2, 3, 8), (256, 1, 2)],
+    [(64, 1, 1), (80, 2, 2), (96, 1, 4), (128, 1, 5), (16, 1, 7), (2, 3, 8), (512, 1, 1), (256, 1, 2)],
 )
 def test_attention_append_and_sums(world, cache, head_dim, n_kv, group):
     """Prefill, a chunk over a page's edge, and single steps; rows of one slot, of a page, of one more."""
@@ -217,7 +217,7 @@ def layer_inputs(w, row, lengths, q, k):
     return k[part].transpose(1, 0, 2).astype(np.float64), q[part][-w.window :].transpose(1, 0, 2).astype(np.float64)
 
 
-@pytest.mark.parametrize("head_dim, group", [(16, 1), (64, 3), (80, 5), (128, 7), (6, 8), (96, 4), (256, 2)])
+@pytest.mark.parametrize("head_dim, group", [(16, 1), (64, 3), (80, 5), (128, 7), (6, 8), (96, 4), (256, 2), (512, 1)])
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
 def test_terms_and_their_sum(world, cache, head_dim, group):
     terms = ("position", "sums", "importance", "redundancy", "penalty", "noise", "key_norm", "key_likeness")
