@@ -146,11 +146,16 @@ template <typename T, int PAIRS> struct attend_shared {
     static size_t tile_bytes(const cu_cache &c) { return 2 * size_t(slots(c)) * c.slot_bytes; }
     /* Tiles held at once: two where they leave room for other blocks. */
     static int stages(const cu_cache &c) { return tile_bytes(c) <= 40 * 1024 ? 2 : 1; }
-    static size_t floats(const cu_cache &c) {
-        const size_t groups = THREADS / (size_t(c.stride) / 2);
-        return SKV_PAGE * QUERIES + 2 * QUERIES + (groups + 1) * QUERIES * size_t(c.stride);
+    /* Of the tiles, in whose place the sums stand once the tiles are used up. */
+    static size_t held_bytes(const cu_cache &c) {
+        const size_t groups = THREADS / (size_t(c.stride) / 2),
+                     sums = groups * QUERIES * size_t(c.stride) * sizeof(float);
+        const size_t tiles = size_t(stages(c)) * tile_bytes(c);
+        return tiles > sums ? tiles : sums;
     }
-    static size_t bytes(const cu_cache &c) { return size_t(stages(c)) * tile_bytes(c) + 4 * floats(c); }
+    static size_t bytes(const cu_cache &c) {
+        return held_bytes(c) + (SKV_PAGE * QUERIES + 2 * QUERIES + QUERIES * size_t(c.stride)) * sizeof(float);
+    }
 };
 
 /* A block's shared memory, and which slots and elements of the values a thread adds up. */
@@ -158,7 +163,7 @@ struct attend_parts {
     char *tiles;            /* [stages, tile_bytes] */
     float *logits;          /* [SKV_PAGE, QUERIES] */
     float *factors;         /* [QUERIES, 2] */
-    float *sums;            /* [groups, QUERIES, stride] */
+    float *sums;            /* [groups, QUERIES, stride], where the tiles were */
     float *total;           /* [QUERIES, stride] */
     size_t tile_bytes;      /* keys and values of `slots` slots */
     int32_t slots;          /* of a tile */
@@ -166,16 +171,16 @@ struct attend_parts {
     int32_t pair, group;
 };
 
-static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int slots, int stages) {
+static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int slots, int stages, size_t held_bytes) {
     const int32_t pairs = cache.stride / 2, tid = int32_t(threadIdx.x);
     attend_parts s;
     s.slots = slots, s.stages = stages, s.groups = THREADS / pairs;
     s.tile_bytes = 2 * size_t(slots) * cache.slot_bytes;
     s.tiles = shared;
-    s.logits = reinterpret_cast<float *>(shared + size_t(stages) * s.tile_bytes);
+    s.sums = reinterpret_cast<float *>(shared);
+    s.logits = reinterpret_cast<float *>(shared + held_bytes);
     s.factors = s.logits + SKV_PAGE * QUERIES;
-    s.sums = s.factors + 2 * QUERIES;
-    s.total = s.sums + s.groups * QUERIES * cache.stride;
+    s.total = s.factors + 2 * QUERIES;
     s.pair = tid % pairs, s.group = tid / pairs;
     return s;
 }
@@ -255,8 +260,8 @@ static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const 
  * go to partials [part, head, run, stride + 2], whole ones to out. */
 template <typename T, int PAIRS>
 static __global__ void __launch_bounds__(THREADS, 1)
-    attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int slots, int stages, float scale, const float *q,
-                  float *partials, float *out) {
+    attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int slots, int stages, size_t held_bytes, float scale,
+                  const float *q, float *partials, float *out) {
     CUDAX_SHARED(char, shared);
     const int32_t kv_head = int32_t(blockIdx.y), tid = int32_t(threadIdx.x), warp = tid / WARP, stride = cache.stride;
     const attend_place p = place_of(b, layer, int32_t(blockIdx.x), kv_head);
@@ -265,7 +270,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
     const int32_t first_run = int32_t(blockIdx.z), end_run = decodes ? first_run + 1 : n_runs;
     if (first_run >= n_runs || (!decodes && first_run > 0)) return; /* the whole block */
 
-    const attend_parts s = parts_of(cache, shared, slots, stages);
+    const attend_parts s = parts_of(cache, shared, slots, stages, held_bytes);
     lane_vector<PAIRS> queries[QUERIES];
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) /* rows too many repeat the last one */
@@ -334,7 +339,8 @@ template <typename T, int PAIRS> static void attend(cu_device *d, size_t layer, 
     if (!cu_allow_shared(d, attend_kernel<T, PAIRS>, bytes)) return;
     CU_LAUNCH(d, (attend_kernel<T, PAIRS>),
               dim3(unsigned(b.n_blocks), unsigned(b.n_kv), decodes ? unsigned(b.n_runs) : 1u), THREADS, bytes, b,
-              d->cache, int32_t(layer), shared::slots(d->cache), shared::stages(d->cache), scale, q, d->partials, out);
+              d->cache, int32_t(layer), shared::slots(d->cache), shared::stages(d->cache), shared::held_bytes(d->cache),
+              scale, q, d->partials, out);
     if (decodes)
         CU_LAUNCH(d, merge_kernel, cu_blocks(size_t(b.n_parts) * size_t(b.n_heads), WARPS), THREADS, 0, b, d->cache,
                   int32_t(layer), d->partials, out);
