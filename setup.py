@@ -18,7 +18,6 @@ import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
-from setuptools.modified import newer_group
 
 VARIANTS = {
     "kernels_avx2.c": ["-mavx2", "-mfma"],
@@ -47,6 +46,11 @@ CUDA_FLAGS = [
     "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-strict-aliasing,-Wall,-Wextra",
 ]
 CORE = ["csrc/error.c", "csrc/heap.c", "csrc/dtypes.c"]  # what the CUDA backend has of the core
+
+
+def is_older(made: str, sources: list[str]) -> bool:
+    """Whether what was made is missing, or older than one of its sources."""
+    return not os.path.exists(made) or any(os.path.getmtime(s) > os.path.getmtime(made) for s in sources)
 
 
 class Missing(Exception):
@@ -111,7 +115,7 @@ class Build(build_ext):
     def build_cuda(self, extension: Extension) -> None:
         """Compiles what has changed, file by file in parallel, and links it with the runtime, but not with cuBLAS."""
         out, folder = self.get_ext_fullpath(extension.name), Path(self.build_temp, "cuda")
-        if not self.force and not newer_group([*extension.sources, *extension.depends, *CORE], out):
+        if not self.force and not is_older(out, [*extension.sources, *extension.depends, *CORE]):
             return
         folder.mkdir(parents=True, exist_ok=True)
         objects = [str(folder / f"{Path(source).stem}.o") for source in extension.sources]
@@ -119,7 +123,7 @@ class Build(build_ext):
         commands = [
             [self.nvcc, *CUDA_FLAGS, *include, "-c", source, "-o", made]
             for source, made in zip(extension.sources, objects, strict=True)
-            if self.force or newer_group([source, *extension.depends], made)
+            if self.force or is_older(made, [source, *extension.depends])
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self.run_nvcc, commands))
