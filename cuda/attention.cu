@@ -1,14 +1,14 @@
 /* Keys, values and queries: written, attended to, remembered.
  *
- * kernel           grid, block                             moves                         why
- * append_kernel    [tokens, KV heads], 128                 writes a slot's key and value
- * ring_kernel      [tokens], 256                           copies the newest queries
- * attend_kernel    [blocks of 8 query rows, KV heads,      every page once a block, by   rows of a group share the
- * page; runs of 8 pages], 256                   cp.async while the one        decoding rows get a block a before is
- * worked on           run, so that few rows fill the device merge_kernel     [tokens × heads / 8], 256 the runs'
- * results             a warp a head, runs in order stats_kernel     [blocks of 8 query rows, KV heads], 256 keys once
- * maximum and sum of each softmax receive_kernel   [pages, KV heads, parts], 256           keys once for 8 rows a
- * slot's sum grows in the queries' order
+ * kernel         grid, block                         moves                        why
+ * append_kernel  [tokens, KV heads], 128             writes a key and a value
+ * ring_kernel    [tokens], 256                       copies the newest queries
+ * attend_kernel  [blocks of 8 query rows, KV heads,  every page once a block,     a group's rows share a page;
+ *                 runs of 8 pages], 256              by cp.async beside the work  a row that decodes has a block
+ *                                                    on the page before it        a run, to fill the device
+ * merge_kernel   [parts × heads / 8], 256            the runs' results            a warp a head, runs in order
+ * stats_kernel   [blocks of 8 query rows, KV heads]  keys once                    maximum and sum of a softmax
+ * receive_kernel [parts, KV heads, pages], 256       keys once for 8 rows         sums grow in the queries' order
  */
 #include <cfloat>
 
@@ -259,7 +259,7 @@ static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const 
 /* A block of query rows of one KV head against a run of pages, or against all runs one after the other. Partial results
  * go to partials [part, head, run, stride + 2], whole ones to out. */
 template <typename T, int PAIRS>
-static __global__ void __launch_bounds__(THREADS, 1)
+static __global__ void __launch_bounds__(THREADS, PAIRS <= 2 ? 2 : 1)
     attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int slots, int stages, size_t held_bytes, float scale,
                   const float *q, float *partials, float *out) {
     CUDAX_SHARED(char, shared);
@@ -387,7 +387,7 @@ template <typename T, int PAIRS>
 static __global__ void __launch_bounds__(THREADS, 1)
     receive_kernel(cu_batch b, cu_cache cache, int32_t layer, float scale, const float *q, const float *stats) {
     CUDAX_SHARED(char, shared);
-    const int32_t page = int32_t(blockIdx.x), kv_head = int32_t(blockIdx.y), part = int32_t(blockIdx.z);
+    const int32_t part = int32_t(blockIdx.x), kv_head = int32_t(blockIdx.y), page = int32_t(blockIdx.z);
     attend_place p;
     p.part = b.parts[part];
     p.head = b.heads[(size_t(part) * size_t(b.n_layers) + size_t(layer)) * size_t(b.n_kv) + size_t(kv_head)];
@@ -429,7 +429,7 @@ template <typename T, int PAIRS> static void receive(cu_device *d, size_t layer,
     CU_LAUNCH(d, (stats_kernel<T, PAIRS>), dim3(unsigned(b.n_blocks), unsigned(b.n_kv)), THREADS, bytes, b, d->cache,
               int32_t(layer), scale, q, d->stats);
     CU_LAUNCH(d, (receive_kernel<T, PAIRS>),
-              dim3(unsigned(b.n_runs) * RUN_PAGES, unsigned(b.n_kv), unsigned(b.n_parts)), THREADS, bytes, b, d->cache,
+              dim3(unsigned(b.n_parts), unsigned(b.n_kv), unsigned(b.n_runs) * RUN_PAGES), THREADS, bytes, b, d->cache,
               int32_t(layer), scale, q, d->stats);
 }
 

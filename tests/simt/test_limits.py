@@ -1,0 +1,70 @@
+"""Large models, long contexts and many rows: no launch is too large, no 32-bit product overflows, no store misses.
+
+Runs tests/bench/launches.py in a process of its own, as an overflow or a store beside its array ends it.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from simt.build import Missing
+
+from tests.bench import launches
+
+pytestmark = pytest.mark.simt
+QWEN = "r1-distill-qwen-7b"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launches")
+    try:
+        library = launches.build(folder)
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+    def launch(*arguments):
+        """Kernel and grid of every launch; what was said of them."""
+        command = [sys.executable, "-m", "tests.bench.launches", *arguments, "--library", library, "--corners"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=launches.ROOT)
+        found = [(name, tuple(map(int, grid))) for name, *grid, _, _ in map(str.split, table(done.stdout))]
+        assert done.returncode == 0 and found, done.stderr
+        return found
+
+    return launch
+
+
+def table(text):
+    """The lines without the spaces of a kernel's name."""
+    return [line.replace(", ", ",") for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("arguments, kernel, grid", [
+    # 256 rows × 112 heads of 8192 tokens: a cache of 120 GB
+    (f"{QWEN} --rows 256 --context 8192", "attend_kernel<__nv_bfloat16,2>", (256, 4, 17)),
+    # a sum a slot; nothing is evicted yet
+    (f"{QWEN} --rows 256 --context 8192 --layers 2 --method h2o:budget=16384", "receive_kernel<__nv_bfloat16,2>",
+     (136, 4, 256)),
+    # the last position of the context
+    (f"{QWEN} --rows 3 --context 131071 --layers 1", "attend_kernel<__nv_bfloat16,2>", (3, 4, 256)),
+    # all heads of the prompt's row, then of eight rows at once
+    (f"{QWEN} --rows 16 --context 1089 --method skipkv:budget=1024,interval=64", "select_kernel", (112, 1, 1)),
+    # the queries' own array and long areas
+    (f"{QWEN} --context 20000 --layers 2 --method snapkv:budget=1024", "importance_kernel<__nv_bfloat16,2>",
+     (8, 1, 1)),
+    # matrices of 3.8 G elements: many rows, few rows, float32, and our own products
+    (f"{QWEN} --rows 100 --context 200 --layers 1 --vocab 1048576", "halves_kernel", (131072, 1, 1)),
+    (f"{QWEN} --rows 2 --context 200 --layers 1 --vocab 1048576", "gemv_kernel<__nv_bfloat16,2>", (131072, 1, 1)),
+    (f"{QWEN} --rows 2 --context 200 --layers 1 --vocab 1048576 --dtype f32 --cache f32", "gemv_kernel<float,2>",
+     (131072, 1, 1)),
+    (f"{QWEN} --rows 64 --context 200 --layers 1 --vocab 1048576 --variant cuda:0:deterministic", "tile_kernel",
+     (16384, 1, 1)),
+    # tokens × heads beyond 65,535 in one forward
+    (f"{QWEN} --rows 4096 --context 1 --layers 1 --vocab 1000", "merge_kernel", (14336, 1, 1)),
+    ("head-256 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,4>", (2, 4, 1)),
+    ("head-512 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,8>", (2, 4, 1)),
+    ("tiny --rows 65600 --context 1 --layers 1 --method h2o:budget=16", "receive_kernel<__nv_bfloat16,1>",
+     (65600, 2, 8)),
+])  # fmt: skip
+def test_launches_and_offsets_fit(run, arguments, kernel, grid):
+    assert (kernel, grid) in run(*arguments.split())
