@@ -44,7 +44,7 @@ def table(text):
     (f"{QWEN} --rows 256 --context 8192", "attend_kernel<__nv_bfloat16,2>", (256, 4, 17)),
     # a sum a slot; nothing is evicted yet
     (f"{QWEN} --rows 256 --context 8192 --layers 2 --method h2o:budget=16384", "receive_kernel<__nv_bfloat16,2>",
-     (136, 4, 256)),
+     (256, 4, 136)),
     # the last position of the context
     (f"{QWEN} --rows 3 --context 131071 --layers 1", "attend_kernel<__nv_bfloat16,2>", (3, 4, 256)),
     # all heads of the prompt's row, then of eight rows at once
