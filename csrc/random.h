@@ -5,7 +5,11 @@
 #include <stdint.h>
 
 /* The output function, one step from state x. */
-static inline uint64_t skv_splitmix64(uint64_t x) {
+#ifdef __CUDACC__ /* and on a device, where the noise of the CPU is drawn again, bit for bit */
+__host__ __device__
+#endif
+    static inline uint64_t
+    skv_splitmix64(uint64_t x) {
     x += 0x9E3779B97F4A7C15u;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;

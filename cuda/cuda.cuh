@@ -14,6 +14,7 @@
 
 extern "C" {
 #include "../csrc/backend.h"
+#include "../csrc/random.h"
 }
 
 constexpr int WARP = 32, THREADS = 256, WARPS = THREADS / WARP;

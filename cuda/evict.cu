@@ -281,7 +281,7 @@ static __device__ __forceinline__ char *vector_of(const cu_cache &cache, const c
     return job.pages[slot / SKV_PAGE] + at + size_t(slot % SKV_PAGE) * cache.slot_bytes + 16 * size_t(i);
 }
 
-/* Keys or values of slots 0 … n − 1 ← those of kept, ascending: what a group reads lies at or above what it writes. */
+/* Keys or values of slots 0 … n − 1 ← those of kept, ascending: a group reads at or above what it writes. */
 static __device__ void close_vectors(const cu_cache &cache, const cu_job &job, int32_t n, size_t at) {
     const int32_t chunks = int32_t(cache.slot_bytes / 16), group = MOVED / int32_t(cache.slot_bytes);
     for (int32_t first = 0; first < n; first += group) {

@@ -5,10 +5,6 @@
  */
 #include <cstring>
 
-extern "C" {
-#include "../csrc/random.h"
-}
-
 #include "jobs.cuh"
 
 /* Arrays of padded(L) numbers in a job's area: score, kept, norm, lost, cosine, positions, hit, and the terms. */

@@ -1,5 +1,5 @@
-/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head; its arrays lie in the
- * head's area.
+/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head,
+ * whose arrays lie in its area.
  *
  * kernel         grid, block        moves                                        why
  * importance_kernel [jobs], 256     keys twice                                   heads of all layers fill the device
@@ -163,9 +163,9 @@ static __device__ void sum_units(const cu_cache &cache, const cu_job &job, float
     __syncthreads();
 }
 
-/* hit [L], cosine [L] ← r(i) (METHOD.md §3) and S[i, r(i)]: the last key similar to key i is searched from the newest
- * tile of keys downwards, a tile of rows at a time, until every row has found its own. Where there is none it is key 0.
- */
+/* hit [L], cosine [L] ← r(i) (METHOD.md §3) and S[i, r(i)]: the last key similar to key i is searched from
+ * the newest tile of keys downwards, a tile of rows at a time, until every row has found its own. Where there
+ * is none it is key 0. */
 template <typename T>
 static __device__ uint64_t search_hits(const cu_cache &cache, const cu_job &job, float *row_tile, float *key_tile,
                                        int32_t *best) {
@@ -324,13 +324,6 @@ static __device__ void penalty(const cu_job &job, bool pairs, float *out) {
     }
 }
 
-static __device__ uint64_t splitmix64(uint64_t x) {
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
 /* ---- kernels ---- */
 
 template <typename T, int PAIRS>
@@ -380,7 +373,7 @@ static __global__ void __launch_bounds__(THREADS) score_kernel(const cu_job *job
         if (w.needs & 1u << SKV_SUMS)
             job.terms[SKV_SUMS][j] = page_sums(cache, job.pages[slot / SKV_PAGE])[slot % SKV_PAGE];
         if (w.needs & 1u << SKV_NOISE)
-            job.terms[SKV_NOISE][j] = float(splitmix64(job.noise ^ uint64_t(int64_t(at))) >> 40) * 0x1p-24f;
+            job.terms[SKV_NOISE][j] = float(skv_splitmix64(job.noise ^ uint64_t(int64_t(at))) >> 40) * 0x1p-24f;
     }
     __syncthreads();
     if (w.needs & 1u << SKV_PENALTY) penalty(job, w.pairs, job.terms[SKV_PENALTY]);

@@ -38,8 +38,8 @@ static __device__ __forceinline__ float sum_eight(float (&x)[QUERIES]) {
 /* The row whose sum a lane has. */
 static __device__ __forceinline__ int row_of_lane() { return int(threadIdx.x % WARP) / 4; }
 
-/* logits [SKV_PAGE, QUERIES] shared ← scale · q · K of n slots; a warp a slot, all rows at once. q: registers of every
- * warp alike. */
+/* logits [SKV_PAGE, QUERIES] shared ← scale · q · K of n slots; a warp a slot, all rows at once. q: alike in
+ * every warp. */
 template <typename T, int PAIRS>
 static __device__ void page_logits(const cu_cache &cache, const lane_vector<PAIRS> (&q)[QUERIES], const char *page,
                                    int32_t n, float scale, float *logits) {

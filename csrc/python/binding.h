@@ -35,7 +35,7 @@ PyObject *py_config_error(PyObject *module, const char *format, ...);
 
 PyObject *py_module_of(PyObject *self);
 
-/* Before n_threads compute: −1 with a BackendError where a fork has left behind the others that this process would wait
+/* Before n_threads compute: −1 with a BackendError where a fork has left behind those that this process would wait
  * for. */
 int py_may_thread(PyObject *module, int n_threads);
 
