@@ -473,6 +473,8 @@ class Run:
 
         Stop strings are searched in the text with its special tokens, of which none is shown.
         """
+        if not self.options.stop:
+            return text, False
         shown = row.shown + [True] * len(text) + [False] * len(special)
         text = row.held_back + text + special
         found = [at for at in (text.find(stop) for stop in self.options.stop) if at >= 0]
