@@ -1,12 +1,15 @@
 """What many tests share: the model in the box, and the backends that this machine runs."""
 
+import os
 import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-import skipkv
-from skipkv.cli import main
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other; read when the core is loaded
+
+import skipkv  # noqa: E402
+from skipkv.cli import main  # noqa: E402
 
 pytest.register_assert_rewrite("harness", "generations")
 
