@@ -156,13 +156,17 @@ FLOORS = [
 ORDER = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
 # Within a folder, in the same way; `__init__` of each gathers the others.
 INSIDE = {
-    "load": ["files", "config", "safetensors", "checkpoint", "worker", "template", "tokenizer", "texts"],
-    "eval": ["table", "statistics", "grading", "results", "accuracy", "fidelity", "speed", "tiny"],
+    "load": ["files", "config", "safetensors", "checkpoint", "worker", "serve", "process", "template", "tokenizer",
+             "texts"],
+    "eval": ["table", "statistics", "records", "latex", "symbolic", "published", "grading", "inside", "sandbox",
+             "programs", "figures", "results", "summary", "store", "prompts", "tasks", "runs", "marking", "work",
+             "evaluate", "fidelity", "speed", "tiny", "likelihood",
+             "harness"],
     "vectors": ["released", "extraction"],
-}
+}  # fmt: skip
 APART = [("eval", "vectors"), ("vectors", "eval"), ("viz", "vectors")]  # side by side, and strangers
-VIZ_SEES = {"results", "table"}  # of eval
-HEAVY = {"matplotlib", "torch", "huggingface_hub", "tokenizers", "argparse"}  # may be imported where they are needed
+VIZ_SEES = {"results", "figures", "table"}  # of eval
+HEAVY = {"matplotlib", "torch", "huggingface_hub", "datasets", "tokenizers", "argparse"}  # imported where needed
 
 
 def module(path):
@@ -187,7 +191,7 @@ def inner(path):
     """What a file imports of the package, as ("load", "files")."""
     for _, name in imported(path):
         first, *rest = [part for part in name.split(".") if part]
-        if first == "skipkv":
+        if first == "skipkv" and rest != ["__version__"]:
             yield tuple(rest)
 
 

@@ -7,30 +7,18 @@ in a sandbox, with the time and the memory that stand there.
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from skipkv.errors import BackendError, CheckpointError, ConfigError
+from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load import worker
 from skipkv.load.files import Fields, read_text, show
+from skipkv.load.process import Process
 
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 MAX_TEMPLATE = 1 << 18  # bytes; the largest published ones have a tenth of it, and parsing takes seconds a megabyte
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
-# The worker sees the modules that are seen here, whatever brought them; its own start looks at no environment.
-START = "import sys, json, runpy; sys.path[:] = json.loads(sys.argv[2]); runpy.run_path(sys.argv[1], None, '__main__')"
-ENVIRONMENT = ("TZ", "LD_LIBRARY_PATH")  # no secrets, and no sanitizer, which takes more address space than any limit
-ENDS = {worker.NO_MEMORY: "needs more memory", -signal.SIGALRM: "needs more time"}  # by exit status
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -113,6 +101,7 @@ class Templates:
             except Exception as error:  # a deep one overflows the stack, a long number is no integer
                 raise CheckpointError(f"{where}: {worker.explain(error)}") from None
             self._texts[name] = where, text
+        self.default = self._texts["default"][1] if "default" in self._texts else None
         self._renderer = Renderer()
 
     def _inline(self, settings: Fields) -> dict[str, tuple[str, str]]:
@@ -137,12 +126,11 @@ class Templates:
         return self._renderer.render(*self._texts[name], values)
 
 
-class Renderer:
-    """Renders in a process of its own, which threads take turns to use; the child of a fork starts another."""
+class Renderer(Process):
+    """Renders in a process of its own."""
 
     def __init__(self) -> None:
-        self._lock, self._owner = threading.Lock(), os.getpid()
-        self._worker: _Worker | None = None
+        super().__init__("chat templates need", worker.__file__, worker.BYTES)
 
     def render(self, where: str, template: str, values: Mapping[str, Any]) -> str:
         """The text; where: names the template.
@@ -154,74 +142,11 @@ class Renderer:
         BackendError
             No process can be started.
         """
-        if self._owner != os.getpid():  # the process is the parent's, and a thread that is not here may hold the lock
-            self.__init__()
-        request = json.dumps([template, values]).encode() + b"\n"
-        with self._lock:
-            again = self._worker is not None and self._worker.end.alive
-            answer = self._ask(request)
-            if again and isinstance(answer, int) and answer not in ENDS:
-                answer = self._ask(request)  # it may have been killed from outside meanwhile
-        if isinstance(answer, int):
-            ended = ENDS.get(answer, f"ends its process with status {answer}")
+        answer = self.ask([template, values], worker.SECONDS)
+        if isinstance(answer, str):
             limits = f"{worker.SECONDS} s and {worker.BYTES >> 20} MiB"
-            raise ConfigError(f"{where}: expected a template that renders within {limits}, found one that {ended}")
+            raise ConfigError(f"{where}: expected a template that renders within {limits}, found one that {answer}")
         text, error = answer
         if error is not None:
             raise ConfigError(f"{where}: {error}")
         return text
-
-    def _ask(self, request: bytes) -> list | int:
-        if self._worker is None or not self._worker.end.alive:
-            self._worker = _Worker()
-        return self._worker.ask(request)
-
-
-class _Worker:
-    """A running process; ``end`` ends it, at the latest with this object or with Python."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-IS", "-c", START, worker.__file__, json.dumps([*map(str, sys.path)])]
-        environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
-        try:
-            self._channel, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
-                    start_new_session=True,  # a terminal's Ctrl-C is for this process alone
-                )  # fmt: skip
-        except OSError as error:
-            raise BackendError(f"chat templates need a process of {sys.executable!r}: {error.strerror}") from None
-        self.end = weakref.finalize(self, _end, self._process, self._channel, os.getpid())
-
-    def ask(self, request: bytes) -> list | int:
-        """[text, None], [None, error], or the status of the process if it ended instead."""
-        deadline, reply = time.monotonic() + worker.SECONDS, bytearray()
-        try:
-            self._channel.settimeout(worker.SECONDS)
-            self._channel.sendall(request)
-            while not reply.endswith(b"\n"):
-                self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-                part = self._channel.recv(1 << 16)
-                if not part:
-                    raise ConnectionError
-                reply += part
-            return json.loads(reply)
-        except TimeoutError:
-            self.end()
-            return -signal.SIGALRM
-        except ConnectionError:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)
-            self.end()
-            return self._process.returncode
-        except BaseException:  # Ctrl-C
-            self.end()
-            raise
-
-
-def _end(process: subprocess.Popen, channel: socket.socket, owner: int) -> None:
-    channel.close()
-    if owner == os.getpid():
-        process.kill()
-        process.wait()

@@ -146,6 +146,11 @@ class Tokenizer:
             raise ConfigError(f"ids: expected integers from 0 to {self.vocab - 1}, found {show(token_id)}")
         return value
 
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the ``default`` template."""
+        return self._templates.default
+
     def render(self, messages: list[dict], /, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The chat template's text for a chat; of several templates that of ``tool_use`` with tools, else ``default``.
 

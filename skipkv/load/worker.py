@@ -1,16 +1,9 @@
-"""Renders chat templates, which are untrusted programs, in a process of its own that imports nothing of skipkv.
+"""The program that renders chat templates, which are untrusted programs themselves; imports nothing of skipkv.
 
-    [template, values] → [text, null] or [null, error]     a line of JSON each, on standard input and output
-
-What takes too long or too much memory ends the process; `skipkv.load.template` starts it and tells what its end says.
+What takes too long or too much memory ends its process; `skipkv.load.template` starts it and tells what its end says.
 """
 
 import json
-import os
-import resource
-import signal
-import sys
-from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -22,7 +15,6 @@ import jinja2.sandbox
 SECONDS = 10  # of one rendering
 BYTES = 1 << 29  # of address space
 CHARACTERS = 1 << 24  # of a rendered text
-NO_MEMORY = 3  # exit status
 
 
 class _Generation(jinja2.ext.Extension):
@@ -95,7 +87,8 @@ def _compiled(template: str) -> jinja2.Template:
     return environment().from_string(template)
 
 
-def _answer(template: str, values: dict[str, Any]) -> tuple[str | None, str | None]:
+def answer(template: str, values: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(text, None) or (None, error)."""
     try:
         text = _compiled(template).render(values)
     except MemoryError:
@@ -105,24 +98,3 @@ def _answer(template: str, values: dict[str, Any]) -> tuple[str | None, str | No
     if len(text) > CHARACTERS:
         return None, f"expected a text of at most {CHARACTERS} characters, found {len(text)}"
     return text, None
-
-
-def main() -> None:
-    """Answer requests until there are no more."""
-    most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = BYTES if most == resource.RLIM_INFINITY else min(BYTES, most)
-    with suppress(ValueError):  # macOS has no such limit
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        for line in sys.stdin.buffer:
-            signal.alarm(SECONDS + 1)  # where nobody is left who waits for the answer
-            sys.stdout.buffer.write(json.dumps(_answer(*json.loads(line))).encode() + b"\n")
-            sys.stdout.buffer.flush()
-            signal.alarm(0)
-    except MemoryError:
-        os._exit(NO_MEMORY)
-
-
-if __name__ == "__main__":
-    main()
