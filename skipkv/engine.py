@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from skipkv import _skipkv, sentences
 from skipkv.checks import CONSTANTS, integer, one_of
 from skipkv.errors import ConfigError, warn
+from skipkv.load.checkpoint import hash_files
 from skipkv.load.config import ModelConfig
 from skipkv.load.template import check_variables
 from skipkv.load.tokenizer import Tokenizer
@@ -69,10 +72,10 @@ class Engine:
 
     def __init__(
         self, core: _skipkv.Model, config: ModelConfig, tokenizer: Tokenizer | None, name: str,
-        generation: dict[str, Any], threads: int, eos: int | list[int] | None = None,
+        generation: dict[str, Any], threads: int, eos: int | list[int] | None = None, path: Path | None = None,
     ) -> None:  # fmt: skip
         self._core, self.config, self.tokenizer, self.name = core, config, tokenizer, name
-        self.generation, self.threads, self._eos = generation, threads, eos
+        self.generation, self.threads, self._eos, self._path = generation, threads, eos, path
         self._vocabularies: dict[str, tuple] = {}
         self._said: set[str] = set()
 
@@ -83,6 +86,11 @@ class Engine:
     def dtype(self) -> str:
         """Type of the weights."""
         return self._core.dtype
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the checkpoint's files by name, as they are when it is first asked for; none without files."""
+        return hash_files(self._path) if self._path else {}
 
     @property
     def stop_ids(self) -> frozenset[int]:

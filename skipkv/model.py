@@ -61,7 +61,9 @@ def load(
         kind = checkpoint.dtype if dtype == "auto" else dtype
         core = _skipkv.Model(checkpoint.config.as_dict(), kind, *where)
         eos, count = _eos(checkpoint), count_threads(threads)
-        model = Model(core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, count, eos)
+        model = Model(
+            core, checkpoint.config, tokenizer, checkpoint.name, checkpoint.generation, count, eos, checkpoint.path
+        )
         _bind(core, checkpoint, model.threads, progress)
         if progress:
             print(
@@ -160,7 +162,7 @@ class Model(Engine):
                     if tokens % 16 == 0:
                         bar.set_postfix(tokens=tokens, refresh=False)
             except Exception as error:
-                error.outputs = run.results(complete=False)  # nothing that was finished is lost
+                error.outputs = run.results()  # nothing that was finished is lost
                 raise
         return run.results()
 

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from typing import Any
@@ -69,6 +69,8 @@ class Options(Sampling):
     temperature, top_k, top_p, min_p, seed, repetition_penalty
         See `Sampling`; greedy by default.
     max_new_tokens : int
+    context : int, optional
+        Tokens of a prompt and its text together, where that is less than the model's own context.
     stop : str or sequence of str
         Texts that end a generation, special tokens included; left out of its text.
     stop_ids : iterable of int, optional
@@ -96,6 +98,9 @@ class Options(Sampling):
         Variables of the chat template, such as ``{"enable_thinking": False}``, ``tools`` or ``documents``; with chats.
     sampling : "checkpoint", optional
         Sample as generation_config.json recommends (`recommended`) in all that the call does not say.
+    admit : callable, optional
+        ``admit(prompt, sample)`` of the indices, once for each sequence, right before its prompt's first row is opened;
+        those of which it is false are left out. The others are what they are without it.
 
     Raises
     ------
@@ -104,6 +109,7 @@ class Options(Sampling):
     """
 
     max_new_tokens: int = checked(4096, integer, 1)
+    context: int | None = checked(None, integer, 2)
     stop: str | Sequence[str] = ()
     stop_ids: Iterable[int] | None = None
     n: int = checked(1, integer, 1)
@@ -117,6 +123,7 @@ class Options(Sampling):
     brake: int = checked(0, integer)
     template: Mapping[str, Any] | None = checked(None, check_variables)
     sampling: str | None = checked(None, one_of, ("checkpoint",))
+    admit: Callable[[int, int], bool] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +134,8 @@ class Options(Sampling):
         if self.stop_ids is not None:
             ids = tuple(self.stop_ids) if isinstance(self.stop_ids, Iterable) else (self.stop_ids,)
             object.__setattr__(self, "stop_ids", ids)
+        if self.admit is not None and not callable(self.admit):
+            raise ConfigError(f"admit is {self.admit!r:.80}; allowed: a function")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Options":
@@ -272,6 +281,9 @@ class Run:
         for name in ("brake", "stop"):
             if getattr(options, name) and engine.tokenizer is None:
                 raise ConfigError(f"{name} needs a tokenizer, which this model has not")
+        self.context = self.config.context  # tokens that may be fed
+        if options.context:
+            self.context = min(self.context, options.context - 1)  # the last new token is never fed
         # One row more than asked for, where samples are forked: the prompt waits in it.
         n_rows = max(1, min(options.rows, len(prompts) * options.n)) + (options.n > 1)
         self.session = engine._session(
@@ -287,6 +299,7 @@ class Run:
         if options.grouping:
             order.sort(key=lambda i: len(prompts[i]))
         self.queue = deque((prompt, sample) for prompt in order for sample in range(options.n))
+        self.asked: int | None = None  # the last prompt that `Options.admit` was asked about
         self.reserves = dict.fromkeys(order, 0)
         if options.padding == "reserve":
             for i in range(0, len(order), options.rows):  # prompts that would share a padded batch
@@ -297,13 +310,14 @@ class Run:
 
     def _check(self) -> None:
         """Refuse now what could not run later."""
-        context, limit = self.config.context, self.options.memory_limit
+        context, limit = self.context, self.options.memory_limit
+        reach = self.config.reach if context == self.config.context else context
         for i, (prompt, steering) in enumerate(zip(self.prompts, self.steering, strict=True)):
             if not prompt:
                 raise ConfigError(f"prompt {i} is empty; allowed: at least one token")
             self.engine.check_ids(f"prompt {i}", prompt)
             if len(prompt) > context:
-                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to {self.config.reach}")
+                raise ConfigError(f"prompt {i} has {len(prompt)} tokens; allowed: up to {reach}")
             self.engine.check_steering(steering)
             self.method.check_prompt(len(prompt), self.reserves[i])
             if limit:
@@ -313,7 +327,7 @@ class Run:
 
     def _capacity(self, prompt: int) -> int:
         # The last new token is never fed.
-        return min(len(self.prompts[prompt]) + self.options.max_new_tokens - 1, self.config.context)
+        return min(len(self.prompts[prompt]) + self.options.max_new_tokens - 1, self.context)
 
     # -- rows
 
@@ -340,11 +354,20 @@ class Run:
         return _Row(number, t.n_prompt, t.steering, t.fed, alphas=dict(t.alphas), prompt=t.prompt, sample=sample,
                     ids=list(self.prompts[t.prompt]), limit=t.limit, stream=self._stream())  # fmt: skip
 
+    def _ask(self) -> bool:
+        """Whether a sequence waits, once those of the next prompt that are not admitted have left the queue."""
+        admit = self.options.admit
+        while admit and self.queue and self.queue[0][0] != self.asked:
+            self.asked = self.queue[0][0]
+            refused = {key for key in self.queue if key[0] == self.asked and not admit(*key)}
+            self.queue = deque(key for key in self.queue if key not in refused)
+        return bool(self.queue)
+
     def _admit(self) -> None:
         """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""
         if self.options.grouping and self.active:
             return  # static groups: all of one end before the next begins
-        while self.queue and len(self.active) < self.options.rows:
+        while len(self.active) < self.options.rows and self._ask():
             (prompt, sample), template = self.queue[0], self.template
             waiting = [s for p, s in self.queue if p == prompt]
             try:
@@ -398,6 +421,8 @@ class Run:
 
     def _step(self) -> Iterator[Event]:
         rows = self.active + ([self.template] if self.template else [])
+        if not rows:  # all that waited was refused
+            return
         room = max(FORWARD_TOKENS, len(rows))
         spans: list[tuple[_Row, int]] = []
         # Rows that decode first; the prompts share what is left.
@@ -517,9 +542,6 @@ class Run:
             scope = self.steering[steered[0].prompt].scope
             warn(f"steering steered no token: none in scope {scope!r} holds a blank line")
 
-    def results(self, complete: bool = True) -> list[Generation]:
-        """In order of prompt and sample; with complete=False only those that have ended."""
-        keys: Sequence = sorted(self.outputs)
-        if complete:
-            keys = [(p, s) for p in range(len(self.prompts)) for s in range(self.options.n)]
-        return [self.outputs[key] for key in keys]
+    def results(self) -> list[Generation]:
+        """What has ended, in order of prompt and sample."""
+        return [self.outputs[key] for key in sorted(self.outputs)]

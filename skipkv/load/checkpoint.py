@@ -6,6 +6,7 @@
 Everything is checked here, at the border, before a weight is packed: the engine behind it only asserts.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -211,6 +212,18 @@ class Checkpoint(AbstractContextManager):
             if not np.array_equal(*(read_tensor(self._files[part.file], part) for part in parts)):
                 return False
         return True
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint that a model is made from, by name."""
+    hashes = {}
+    for path in sorted({path for pattern in HUB_FILES for path in directory.glob(pattern) if path.is_file()}):
+        found = hashlib.sha256()
+        with open_file(path) as file, reading(path):
+            while part := file.read(COMPARED):
+                found.update(part)
+        hashes[path.relative_to(directory).as_posix()] = found.hexdigest()
+    return hashes
 
 
 def open_checkpoint(source: str | os.PathLike[str]) -> "Checkpoint":

@@ -129,8 +129,9 @@ NO_MESSAGES = "template holds 'messages'; allowed: other variables, as the promp
 PROMPT = "a text, token ids, or a list of messages"
 POSITIONS = "positions: expected integers from 0 to 1073741823, ascending; found others"
 STEERINGS = "steering: expected a Steering, or one or None for each of 1 prompts"
-STREAM_TAKES = ("max_new_tokens, stop, stop_ids, n, rows, memory_limit, trace, cache, grouping, padding, full_length, "
-                "brake, template, sampling, temperature, top_k, top_p, min_p, seed, repetition_penalty")  # fmt: skip
+STREAM_TAKES = ("max_new_tokens, context, stop, stop_ids, n, rows, memory_limit, trace, cache, grouping, padding, "
+                "full_length, brake, template, sampling, admit, temperature, top_k, top_p, min_p, seed, "
+                "repetition_penalty")  # fmt: skip
 
 
 def at_open(method, n_prompt=1, **options):
