@@ -17,11 +17,14 @@ class Grade:
         The answer as it stands in the text; None where there is none, and for programs.
     note : str
         Why it is wrong, where that is more than another answer: no answer, a test that failed, a limit.
+    unsafe : bool
+        A program that ran without a sandbox.
     """
 
     correct: bool
     found: str | None = None
     note: str = ""
+    unsafe: bool = False
 
 
 @dataclass(frozen=True)
