@@ -56,6 +56,14 @@ class StoredMethod:
         return self.text
 
 
+def read_method(text: str) -> Method | StoredMethod:
+    """The method that a file names."""
+    try:
+        return parse_method(text)
+    except ConfigError:
+        return StoredMethod(text)
+
+
 @dataclass(frozen=True, eq=False)
 class Compaction:
     """One KV head of one compaction.
@@ -118,10 +126,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
-            try:
-                self.method = parse_method(self.method)
-            except ConfigError:
-                self.method = StoredMethod(self.method)
+            self.method = read_method(self.method)
 
     @property
     def steps(self) -> list[int]:

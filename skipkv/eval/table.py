@@ -1,8 +1,9 @@
-"""The one table writer: aligned text for people, a table in Jupyter."""
+"""The one table writer: aligned text for people, Markdown, a table in Jupyter."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,17 @@ class Table:
         return "\n".join(map(self.line, [self.columns, *self.rows]))
 
     __repr__ = __str__
+
+    def markdown(self) -> str:
+        """A table of Markdown; what a cell holds is no markup."""
+
+        def row(cells: Iterable[Any]) -> str:
+            texts = (re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", " ".join(str(cell).split())) for cell in cells)
+            return "| " + " | ".join(texts) + " |"
+
+        sides = self.align or "<" * len(self.columns)
+        return "\n".join([row(self.columns), "|" + "".join("---:|" if s == ">" else "---|" for s in sides),
+                          *map(row, self.rows)])  # fmt: skip
 
     def _repr_html_(self) -> str:
         def row(cells: Iterable[Any], tag: str) -> str:

@@ -3,7 +3,7 @@
 Trace → encode: when each head gave up each position → deflated data block ┐
 Trace → encode: sentences, λ, α, bytes, scores if they fit ────────────────┼→ Page: kept, compare, survival
 page.html, page.css, *.js ─────────────────────────────────────────────────┘
-Outcomes, runs of the demo or Fidelities → curves → Picture: curve
+Outcomes, runs of the demo, summaries or Fidelities → curves → Picture: curve
 """
 
 from .curves import Picture, curve

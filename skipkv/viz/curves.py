@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skipkv.errors import ConfigError
+from skipkv.eval.figures import RunSummary
 from skipkv.eval.results import Fidelity, Outcome, Run
+from skipkv.steering import Steering
 from skipkv.viz.page import asset
 from skipkv.writing import write_whole
 
@@ -48,8 +50,10 @@ STYLE = {
 # By kind of result: what can be drawn, its label and its factor; a share in % ends at 100.
 MEMORY = "peak cache, MB"
 BOTH = {"peak_bytes": (MEMORY, 1e-6), "flagged": ("sentences that a later one repeats, %", 100.0)}
+TASK = {"accuracy": ("accuracy, %", 100.0), "length": ("mean length, tokens", 1.0)}
 AXES: dict[type, dict[str, tuple[str, float]]] = {
-    Outcome: {"accuracy": ("accuracy, %", 100.0), "length": ("mean length, tokens", 1.0), **BOTH},
+    Outcome: {**TASK, **BOTH},
+    RunSummary: {**TASK, "peak_bytes": BOTH["peak_bytes"]},
     Fidelity: {
         "kl": ("KL divergence from the full cache, nats a token", 1.0),
         "nll": ("negative log-likelihood, nats a token", 1.0),
@@ -107,7 +111,7 @@ def suffix_of(name: str, path: str | os.PathLike[str]) -> str:
 
 
 def curve(
-    results: Sequence[Outcome] | Sequence[Run] | Sequence[Fidelity],
+    results: Sequence[Outcome] | Sequence[Run] | Sequence[RunSummary] | Sequence[Fidelity],
     y: str | None = None,
     *,
     x: str = "budget",
@@ -117,13 +121,13 @@ def curve(
 
     Parameters
     ----------
-    results : sequence of Outcome, of Run, or of Fidelity
-        As `evaluate`, `demo` and `compare` of `skipkv.eval` give them. A run without a budget
+    results : sequence of Outcome, of Run, of RunSummary, or of Fidelity
+        As `evaluate`, `demo`, `summarise` and `compare` of `skipkv.eval` give them. A run without a budget
         (``full``) is drawn as a level line with its interval as a band.
     y : str, optional
-        For outcomes and runs accuracy (default), length, peak_bytes or flagged; for fidelities kl (default), nll,
-        delta_nll, same, peak_bytes or flagged. Intervals (95 %) are drawn where the results have them: of accuracy by
-        Wilson, of kl, the nlls and same by bootstrap over texts.
+        For outcomes and runs accuracy (default), length, peak_bytes or flagged; for summaries accuracy (default),
+        length or peak_bytes; for fidelities kl (default), nll, delta_nll, same, peak_bytes or flagged. Intervals
+        (95 %) are drawn where the results have them: Wilson's of an outcome's accuracy, else of a bootstrap.
     x : "budget" or "peak_bytes"
         Slots a head (the mean where heads differ), or the most cache bytes.
 
@@ -155,14 +159,22 @@ def group(results: Sequence[Any], y: str, x: str) -> dict[Key, np.ndarray]:
     """Points [n, 4] of each series: x (NaN where there is no budget), y, low, high; those that are finite."""
     found: dict[Key, list[tuple[float, ...]]] = {}
     for r in results:
-        method, steering = r.method, r.steering and f"layer={r.steering.layer},alpha={r.steering.alpha:g}"
-        value = (r.accuracy, r.low, r.high) if y == "accuracy" else getattr(r, y)
-        span = np.multiply(AXES[type(r)][y][1], value if isinstance(value, tuple) else (value,) * 3)
-        where = np.mean(getattr(method, "budget", math.nan)) if x == "budget" else r.peak_bytes * 1e-6
+        method, steering = r.method, r.steering
+        if isinstance(steering, Steering):
+            steering = f"layer={steering.layer},alpha={steering.alpha:g}"
+        value = (r.accuracy, r.low, r.high) if y == "accuracy" and isinstance(r, Outcome) else getattr(r, y)
+        span = AXES[type(r)][y][1] * _span(value)
+        where = np.mean(getattr(method, "budget", math.nan)) if x == "budget" else _span(r.peak_bytes)[0] * 1e-6
         if np.isfinite(span).all():
             settings = tuple((f.name, getattr(method, f.name)) for f in fields(method) if f.name != "budget")
             found.setdefault((method.name, settings, steering or ""), []).append((where, *span))
     return {key: np.array(sorted(points)) for key, points in found.items()}
+
+
+def _span(value: Any) -> np.ndarray:
+    """Value, low, high; what has no interval is its own."""
+    value, low, high = value if isinstance(value, tuple) else (value, None, None)
+    return np.array([value, *(value if end is None else end for end in (low, high))], np.float64)
 
 
 def name_of(key: Key, among: Collection[Key]) -> str:

@@ -38,6 +38,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
     first = runs[0].outcome
     model = str(a.settings.get("model", ""))
     values = {
+        "style": asset("report.css"),
         "model": "The reasoning model in the box" if model == "tiny" else f"The model {html.escape(model)}",
         "trained": TRAINED if model == "tiny" else "",
         "which": html.escape(f" ({which})" if which else ""),
@@ -49,7 +50,7 @@ def report(runs: Sequence[Run], problem: dict[str, str], number: int, a: Trace, 
         "number": f"{number}",
         "prompt": html.escape(problem["prompt"]),
         "answer": html.escape(problem["answer"]),
-        "frames": "".join(_frame(trace, number) for trace in (a, b)),
+        "frames": "".join(frame(trace, f"problem {number}") for trace in (a, b)),
     }
     # In one pass: a prompt that says [[frames]] is a prompt.
     body = re.sub(r"\[\[(\w+)\]\]", lambda match: values[match[1]], asset("report.html"))
@@ -63,10 +64,11 @@ def _common(runs: Sequence[Run]) -> str:
     return shared + (f"; steering: layer={steering.layer},alpha={steering.alpha:g}" if steering else "")
 
 
-def _frame(trace: Trace, number: int) -> str:
-    title, page = html.escape(f"{trace.method}, problem {number}"), html.escape(kept(trace).html)
-    frame = f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
-    return f"<div><h3>{html.escape(trace.method.name)}</h3>{frame}</div>"
+def frame(trace: Trace, what: str) -> str:
+    """The kept tokens of a trace, in a frame of their own under the method's name."""
+    title, page = html.escape(f"{trace.method}, {what}"), html.escape(kept(trace).html)
+    inside = f'<iframe title="{title}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+    return f"<div><h3>{html.escape(trace.method.name)}</h3>{inside}</div>"
 
 
 def _table(runs: Sequence[Run]) -> str:

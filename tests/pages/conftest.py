@@ -84,7 +84,7 @@ def told(model):
     """A small demo: runs, problems, which of them is shown, its traces."""
     problems = tiny.draw(3, level=tiny.Level(steps=(2, 3)))
     runs = list(demo(model, problems, (0.25, 0.5), progress=False))
-    number, *traces = side_by_side(model, problems, runs)
+    number, *traces = side_by_side(model, runs)
     steered = replace(runs[-1].outcome, steering=skipkv.Steering(np.ones(256), 3))
     runs.append(replace(runs[-1], outcome=steered))
     return runs, problems, number, traces

@@ -29,7 +29,7 @@ def test_the_report_tells_the_runs(browser, told):
         o, texts = run.outcome, run.texts
         share = f"{run.method.budget} ({run.share:.0%})".replace("%", " %") if run.share else ""
         length = sum(len(text.prompt_tokens) + len(text.tokens) for text in texts) / 3
-        peak = sum(text.stats.peak_bytes for text in texts) / 3e3
+        peak = sum(text.stats["peak_bytes"] for text in texts) / 3e3
         assert cells == [
             run.method.name + (" + steering" if run.steered else ""), share, f"{100 * o.right / 3:.1f}",
             f"{100 * o.low:.1f}–{100 * o.high:.1f}", f"{length:.1f}", f"{peak:.1f}", f"{o.tokens_per_second:.0f}",
