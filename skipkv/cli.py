@@ -1,4 +1,4 @@
-"""The command line: skipkv demo | generate | bench | compare | view | steer | methods | devices."""
+"""The command line: skipkv demo | generate | eval | bench | compare | view | steer | methods | devices."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from skipkv.commands import bench, compare, demo, devices, generate, methods, steer, view
+from skipkv.commands import bench, compare, demo, devices, eval, generate, methods, steer, view
 from skipkv.errors import ConfigError, Error
 
-COMMANDS = {"demo": demo, "generate": generate, "bench": bench, "compare": compare, "view": view, "steer": steer,
-            "methods": methods, "devices": devices}  # fmt: skip
+COMMANDS = {"demo": demo, "generate": generate, "eval": eval, "bench": bench, "compare": compare, "view": view,
+            "steer": steer, "methods": methods, "devices": devices}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +47,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
     args = parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     quiet = getattr(args, "quiet", False)
     sys.stderr = _Messages(sys.stderr or open(os.devnull, "w"))  # without one, print would take standard output instead
     if hasattr(sys.stdout, "reconfigure"):  # what it cannot encode is escaped rather than lost

@@ -15,6 +15,7 @@ from skipkv.checks import integer
 from skipkv.commands.options import add_common
 from skipkv.errors import ConfigError
 from skipkv.eval import tiny
+from skipkv.methods import parse_method
 from skipkv.model import load
 from skipkv.steering import Steering
 from skipkv.tiny import problems as box
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     shares = _shares(args.budgets)
     level = replace(box.Level(), steps=_steps(args.steps), brief=float(args.brief))
     problems = box.draw(integer("problems", args.problems, 1, None), level=level)
-    tiny.make_method("skipkv", 1 << 20, args.protect, args.tau)  # refuses what could not run later
+    parse_method(tiny.method("skipkv", "1048576", args.protect, args.tau))  # refuses what could not run later
     begin = time.perf_counter()
     model = load(args.model, threads=args.threads, progress=False)
     vector = args.steering or ("tiny" if args.model == "tiny" else None)
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         runs.append(done)
         if not args.json:
             tqdm.write(table.line(tiny.cells(done)), file=sys.stdout)
-    problem, *traces = tiny.side_by_side(model, problems, runs)
+    problem, *traces = tiny.side_by_side(model, runs)
     which = f"{args.steps} steps{', asked for few re-checks' if args.brief else ''}"
     report(runs, problems[problem], problem, *traces, which=which).save(args.out)
     path = Path(args.out).resolve()

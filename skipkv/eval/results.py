@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipkv.eval.records import Record
+from skipkv.eval.statistics import wilson
 from skipkv.methods import Method
-from skipkv.results import Generation, Result
-from skipkv.steering import describe_run
+from skipkv.results import Result
+from skipkv.steering import Steering, describe_run
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Outcome(_Named):
     def accuracy(self) -> float:
         return self.right / self.n
 
+    @classmethod
+    def of(cls, records: Sequence[Record], method: Method, steering: Steering | None) -> Outcome:
+        """From at least one text."""
+
+        def total(name: str) -> int:
+            return sum(r.stats[name] for r in records)
+
+        last: dict[str, float] = {}  # seconds of each process's part
+        for r in records:
+            last[r.segment] = max(r.seconds, last.get(r.segment, 0.0))
+        n, right = len(records), sum(bool(r.correct) for r in records)
+        return cls(
+            method, steering, right, n, *wilson(right, n), length=sum(r.length for r in records) / n,
+            truncated=sum(r.truncated for r in records), peak_bytes=total("peak_bytes") / n,
+            flagged=total("flagged") / max(1, total("sentences")), steered=total("steered"),
+            tokens_per_second=sum(len(r.tokens) for r in records) / sum(last.values()),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Fidelity(_Named):
@@ -102,13 +123,13 @@ class Run:
     share : float or None
         The method's budget as a share of the full cache's mean length.
     outcome : Outcome
-    texts : list of Generation
+    texts : list of Record
         In the order of the problems.
     """
 
     share: float | None
     outcome: Outcome
-    texts: list[Generation]
+    texts: list[Record]
 
     @property
     def method(self) -> Method:

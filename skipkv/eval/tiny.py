@@ -1,6 +1,6 @@
 """The demo: the model in the box on its problems under several methods, row by row.
 
-problems × (method, steering) → evaluate → one row a run
+problems × (method, steering) → Evaluation → one row a run
 one problem's text → replay under two methods → traces
 """
 
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
-from skipkv.eval.accuracy import evaluate
-from skipkv.eval.grading import grade
 from skipkv.eval.results import Run
 from skipkv.eval.table import Table
-from skipkv.methods import CLASSES, Full, Method
+from skipkv.eval.tasks import Item
+from skipkv.eval.work import Evaluation
 from skipkv.model import Model
 from skipkv.steering import Steering
 from skipkv.trace import Trace
@@ -27,9 +24,9 @@ ALPHA = 0.75  # of steering; it and TAU were chosen on problems of the stream "c
 ROWS = 32  # in flight at once
 
 
-def make_method(name: str, budget: int, protect: str, tau: float) -> Method:
+def method(name: str, budget: str, protect: str, tau: float) -> str:
     # Only skipkv acts on tau; the others count repeated sentences by it.
-    return CLASSES[name](budget=budget, interval=INTERVAL, tau=tau, protect=protect)
+    return f"{name}:budget={budget},interval={INTERVAL},tau={tau},protect={protect}"
 
 
 def demo(
@@ -67,38 +64,19 @@ def demo(
     ConfigError
         A budget cannot hold what is protected; before anything but the full cache has run.
     """
-    per_share = len(METHODS) + (len(STEERED) if steering else 0)
-    total = (1 + bool(steering) + per_share * len(shares)) * len(problems)
-    longest = 0
-    with tqdm(total=total, unit="text", leave=False, disable=None if progress else True) as bar:
-
-        def go(method: Method, share: float | None, vector: Steering | None) -> Run:
-            bar.set_description(method.name + (" + steering" if vector else ""))
-            # A text that loops ends at twice the longest of the full cache.
-            options = {"rows": ROWS, "max_new_tokens": 2 * longest or 4096}
-            outcome, texts = evaluate(model, problems, method, vector, done=bar.update, **options)
-            return Run(share, outcome, texts)
-
-        first = go(Full(tau=tau), None, None)
-        longest = max(len(out.tokens) for out in first.texts)
-        prompt = max(len(out.prompt_tokens) for out in first.texts)
-        made = {}
-        for share in shares:
-            budget = max(1, round(share * first.outcome.length))
-            made[share] = {name: make_method(name, budget, protect, tau) for name in METHODS}
-            for method in made[share].values():
-                method.check_prompt(prompt)  # refused now rather than after half of the table
-        yield first
-        if steering:
-            yield go(Full(tau=tau), None, steering)
-        for share in shares:
-            for name in METHODS:
-                yield go(made[share][name], share, None)
-            for name in STEERED if steering else ():
-                yield go(made[share][name], share, steering)
+    full = f"full:tau={tau}"
+    asked = [(full, None)] + [(full, steering)] * bool(steering)
+    for share in shares:
+        methods = {name: method(name, f"{100 * share:.12g}%", protect, tau) for name in METHODS}
+        asked += [(text, None) for text in methods.values()]
+        asked += [(methods[name], steering) for name in STEERED if steering]
+    items = [Item(str(i), p["prompt"], p["answer"]) for i, p in enumerate(problems)]
+    made = Evaluation("tiny", model, asked, items, progress=progress, rows=ROWS)
+    for run in made.rows():
+        yield Run(run.share, made.outcome(run), made.records(run))
 
 
-def side_by_side(model: Model, problems: Sequence[dict[str, str]], runs: Sequence[Run]) -> tuple[int, Trace, Trace]:
+def side_by_side(model: Model, runs: Sequence[Run]) -> tuple[int, Trace, Trace]:
     """One problem's full text, replayed under rkv and skipkv at the smallest budget.
 
     Returns
@@ -110,12 +88,8 @@ def side_by_side(model: Model, problems: Sequence[dict[str, str]], runs: Sequenc
     full = runs[0]
     least = min(run.share for run in runs if run.share is not None)
     pair = {run.method.name: run for run in runs if run.share == least and not run.steered}
-    right = {
-        name: [grade(out.text, p["answer"]) for out, p in zip(pair[name].texts, problems, strict=True)]
-        for name in ("rkv", "skipkv")
-    }
-    found = (i for i in range(len(problems)) if right["skipkv"][i] and not right["rkv"][i])
-    problem = next(found, 0)
+    texts = zip(pair["skipkv"].texts, pair["rkv"].texts, strict=True)
+    problem = next((i for i, (skipkv, rkv) in enumerate(texts) if skipkv.correct and not rkv.correct), 0)
     ids = full.texts[problem].prompt_tokens + full.texts[problem].tokens
     traces = [
         model.replay(ids, pair[name].method, n_prompt=len(full.texts[problem].prompt_tokens), trace="scores").trace

@@ -10,7 +10,7 @@ import pytest
 import skipkv
 from skipkv.cli import main
 from skipkv.commands.demo import _shares
-from skipkv.eval import evaluate, grade, tiny, wilson
+from skipkv.eval import Item, Outcome, evaluate, grade, tiny, wilson
 from skipkv.tiny.problems import Level, draw
 
 
@@ -19,7 +19,7 @@ from skipkv.tiny.problems import Level, draw
     [("so \\boxed{3}", True), ("\\boxed{3} no, \\boxed{4}", False), ("\\boxed{ 3 }", True), ("3", False), ("", False)],
 )
 def test_the_last_box_counts(text, right):
-    assert grade(text, "3") is right
+    assert grade("boxed", text, "3").correct is right
 
 
 def test_intervals():
@@ -28,16 +28,22 @@ def test_intervals():
     assert wilson(0, 0) == (0.0, 1.0) and wilson(10, 10)[1] == pytest.approx(1)
 
 
+def outcome_of(model, problems, method, **options):
+    items = [Item(str(i), p["prompt"], p["answer"]) for i, p in enumerate(problems)]
+    results = evaluate("tiny", model, method, data=items, progress=False, **options)
+    return Outcome.of(results.records, method, None), results.records
+
+
 def test_one_row_of_the_table(model):
     problems = draw(3)
     problems[2] = problems[2] | {"answer": "none"}
-    outcome, outs = evaluate(model, problems, skipkv.RKV(budget=200, protect="prompt"), progress=False)
+    outcome, outs = outcome_of(model, problems, skipkv.RKV(budget=200, protect="prompt"), max_new_tokens=4096)
     assert outcome.n == 3 and outcome.right == sum(
         f"\\boxed{{{p['answer']}}}" in o.text for o, p in zip(outs, problems, strict=True)
     )
     assert outcome.right < 3
     assert outcome.length == sum(len(o.prompt_tokens) + len(o.tokens) for o in outs) / 3
-    assert outcome.peak_bytes == sum(o.stats.peak_bytes for o in outs) / 3
+    assert outcome.peak_bytes == sum(o.stats["peak_bytes"] for o in outs) / 3
     assert outcome.run == "rkv:protect=prompt,budget=200" and outcome.steered == 0
 
 
@@ -88,11 +94,22 @@ def test_rows_are_what_evaluate_gives(small, model):
     row = next(r for r in found["runs"] if r["method"] == "skipkv" and not r["steering"])
     method = skipkv.SkipKV(budget=row["budget"], interval=tiny.INTERVAL, tau=tiny.TAU, protect="prompt")
     assert row["run"] == str(method)
-    outcome, _ = evaluate(model, problems, method, max_new_tokens=4096)
+    outcome, _ = outcome_of(model, problems, method, max_new_tokens=4096)
     for field in fields(outcome):
         if field.name not in ("method", "steering", "tokens_per_second"):
             assert getattr(outcome, field.name) == row[field.name]
     assert problems[0]["prompt"].split(".")[0].split("|>")[1] in page and "tau=0.8, protect=prompt" in page
+
+
+def test_eval_gives_the_rows_of_the_demo(model):
+    steering = skipkv.Steering.load("tiny", alpha=tiny.ALPHA)
+    runs = list(tiny.demo(model, draw(2), (0.5,), steering, progress=False))
+    full, method, steer = "full:tau=0.8", "skipkv:budget=50%,interval=32,tau=0.8", "+steer:tiny,alpha=0.75"
+    methods = [full, full + steer, method, method + steer]
+    results = evaluate("tiny", model, methods, limit=2, progress=False)
+    rows = [row for row in runs if row.method.name in ("full", "skipkv")]
+    assert [r.tokens for r in results.records] == [r.tokens for row in rows for r in row.texts]
+    assert [r.correct for r in results.records] == [r.correct for row in rows for r in row.texts]
 
 
 def test_the_table_for_people(tmp_path, capsys, monkeypatch):
@@ -112,10 +129,11 @@ def test_the_table_for_people(tmp_path, capsys, monkeypatch):
 def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     problems = draw(6)
     runs = list(tiny.demo(model, problems, (0.25,), progress=False))
-    problem, a, b = tiny.side_by_side(model, problems, runs)
+    problem, a, b = tiny.side_by_side(model, runs)
     texts = {run.method.name: run.texts for run in runs}
     right = {
-        n: [grade(o.text, p["answer"]) for o, p in zip(texts[n], problems, strict=True)] for n in ("rkv", "skipkv")
+        n: [grade("boxed", o.text, p["answer"]).correct for o, p in zip(texts[n], problems, strict=True)]
+        for n in ("rkv", "skipkv")
     }
     apart = [i for i in range(6) if right["skipkv"][i] and not right["rkv"][i]]
     assert problem == (apart[0] if apart else 0)
@@ -136,7 +154,7 @@ def test_side_by_side_shows_a_problem_that_tells_them_apart(model):
     (["--out", "nowhere/report.html"], "out is 'nowhere/report.html'; there is no directory 'nowhere'"),
 ])  # fmt: skip
 def test_refusals_before_anything_runs(argv, message, capsys, monkeypatch):
-    monkeypatch.setattr(tiny, "evaluate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(tiny, "Evaluation", lambda *_, **__: pytest.fail("it ran"))
     assert main(["demo", *argv, "--quiet"]) == 2
     assert f"skipkv: {message}" in capsys.readouterr().err
 
@@ -149,8 +167,8 @@ def test_a_budget_too_small_is_refused_before_the_table_begins(capsys):
 
 
 def test_no_problems_are_refused(model):
-    for run in (lambda: evaluate(model, [], "full"), lambda: list(tiny.demo(model, [], progress=False))):
-        with pytest.raises(skipkv.ConfigError, match="problems hold none; allowed: at least one"):
+    for run in (lambda: evaluate("tiny", model, "full", data=[]), lambda: list(tiny.demo(model, [], progress=False))):
+        with pytest.raises(skipkv.ConfigError, match="data holds no items; allowed: a file, or at least one Item"):
             run()
 
 
@@ -162,6 +180,6 @@ def test_ctrl_c_ends_the_demo(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "evaluate", stop)
+    monkeypatch.setattr(tiny, "Evaluation", stop)
     assert main([*SMALL, "-o", str(tmp_path / "report.html")]) == 130
     assert not (tmp_path / "report.html").exists()
