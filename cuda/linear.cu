@@ -3,8 +3,8 @@
  * kernel           grid, block                        moves                          why
  * pack_kernel      [elements / 256], 256              stored rows to padded rows     once, at load
  * embed_kernel     [tokens], 256                      one row a token
- * gemv_kernel      [rows of all matrices / 8], 256    every weight once, x from L2   few rows: the weights are the
- *                                                                                    traffic; a warp an output row
+ * gemv_kernel      [all outputs / 8], 128             every weight once              up to four rows: the weights are
+ *                                                                                    the traffic; a warp two outputs
  * tile_kernel      [outputs / 64, rows / 32], 128     every weight once for 32 rows  deterministic: one order of
  *                                                                                    summation whatever the batch
  * halves_kernel    [outputs / 256], 256               reads two products, writes y   few rows: both parts of x in one
@@ -12,6 +12,18 @@
  * split_kernel     [inputs / 256], 256                x as a sum of two bf16          f32 activations times bf16
  *                                                                                    weights, as on the CPU: rounding
  *                                                                                    them once moves logits by percents
+ *
+ * gemv_kernel is meant to be bound by the memory: 1555 GB/s on an A100 are 10.2 bytes a clock of each of its 108
+ * multiprocessors (1.41 GHz), 3350 GB/s on an H100 14.5 of 132 (1.75 GHz). R rows, bf16:
+ * - In flight: eight loads of 16 bytes a lane before the first is used, and at most 96 registers, so that 20 warps and
+ *   80 KB are on their way on a multiprocessor; bandwidth × 650 ns of latency are 9 and 17 KB. 3584 outputs are
+ *   1792 warps, which is 54 KB for each of 132 multiprocessors; a row of 576 is on its way as a whole.
+ * - First-level cache, 128 bytes a clock: a warp's 1024 bytes of weights take 8 clocks, its inputs 8 R, as each float4
+ *   serves two outputs and the lanes 4 … 7 of eight take their second half first, without which two of them would
+ *   meet in every bank. 64 bytes of weights a clock at one row, 26 at four.
+ * - Instructions for 16 bytes of weights: 1 load, 8 to widen, 4 to turn, 8 R multiply-adds, R loads of inputs: 22 at
+ *   one row, 49 at four. A multiprocessor issues 200 (A100) and 140 (H100) of them a warp in the time that the memory
+ *   takes for 512 bytes; the A100's 64 FP32 lanes are busy for 16 of those 50 clocks.
  */
 #include "cuda.cuh"
 
@@ -76,21 +88,38 @@ void cu_embed(skv_device *base, const skv_matrix *table, float *x) {
 
 /* ---- few rows ---- */
 
-/* The matrices of one input, their output rows one behind the other. */
+/* A matrix of one input; its outputs stand behind `before` others. */
+struct gemv_job {
+    const void *w;
+    const float *bias;
+    float *y;
+    int32_t n_out, before;
+};
+
 struct gemv_jobs {
-    struct {
-        const void *w;
-        const float *bias;
-        float *y;
-        int32_t n_out, before;
-    } of[3];
+    gemv_job of[3];
     int32_t n_jobs, n_out; /* n_out: of all */
 };
 
-/* Eight weights from a place that is a multiple of 16 bytes. */
-static __device__ __forceinline__ void load_eight(const __nv_bfloat16 *w, float *to) {
-    const uint4 raw = __ldg(reinterpret_cast<const uint4 *>(w));
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+struct gemv_output {
+    gemv_job job;
+    size_t row; /* of its matrix */
+};
+
+/* Written out, as an index that is no constant would put the parameters into local memory. */
+static __device__ __forceinline__ gemv_output output_at(const gemv_jobs &jobs, int32_t out) {
+    gemv_job job = jobs.of[0];
+    if (jobs.n_jobs > 1 && out >= jobs.of[1].before) job = jobs.of[1];
+    if (jobs.n_jobs > 2 && out >= jobs.of[2].before) job = jobs.of[2];
+    return {job, size_t(out - job.before)};
+}
+
+/* Outputs of a warp, and vectors of each that a lane has on their way at once. */
+constexpr int GEMV_OUT = 2, GEMV_LOADS = 4, GEMV_THREADS = 128, GEMV_BLOCK = GEMV_THREADS / WARP * GEMV_OUT;
+
+/* Eight weights of 16 bytes in order; where `turn` is 4, the last four first. */
+static __device__ __forceinline__ void widen_vector(uint4 raw, int32_t turn, float (&to)[8]) {
+    const uint32_t words[4] = {turn ? raw.z : raw.x, turn ? raw.w : raw.y, turn ? raw.x : raw.z, turn ? raw.y : raw.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         to[2 * i] = __uint_as_float(words[i] << 16);
@@ -98,58 +127,88 @@ static __device__ __forceinline__ void load_eight(const __nv_bfloat16 *w, float 
     }
 }
 
-static __device__ __forceinline__ void load_eight(const float *w, float *to) {
-    const float4 a = __ldg(reinterpret_cast<const float4 *>(w)), b = __ldg(reinterpret_cast<const float4 *>(w) + 1);
-    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
-    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+static __device__ __forceinline__ void widen_vector(uint4 raw, int32_t, float (&to)[4]) {
+    to[0] = __uint_as_float(raw.x), to[1] = __uint_as_float(raw.y);
+    to[2] = __uint_as_float(raw.z), to[3] = __uint_as_float(raw.w);
 }
 
-/* y[r, o] of R rows for one output a warp: lane l multiplies eight inputs at 8 l, 8 l + 256, … */
+/* The inputs of a vector of weights, zero from `left` on; whole: there are that many, and x is a multiple of 16. */
+template <int EACH>
+static __device__ __forceinline__ void load_inputs(const float *x, int32_t left, int32_t turn, bool whole,
+                                                   float (&to)[EACH]) {
+#pragma unroll
+    for (int k = 0; k < EACH; k += 4) {
+        const int32_t at = k ^ turn;
+        if (whole) {
+            const float4 four = __ldg(reinterpret_cast<const float4 *>(x + at));
+            to[k] = four.x, to[k + 1] = four.y, to[k + 2] = four.z, to[k + 3] = four.w;
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[k + i] = at + i < left ? __ldg(x + at + i) : 0;
+    }
+}
+
+/* y[r, o] of R rows for GEMV_OUT outputs a warp: lane l multiplies the vectors l, l + 32, …, in order whatever R is. */
 template <typename T, int R>
-static __global__ void __launch_bounds__(THREADS)
-    gemv_kernel(gemv_jobs jobs, const float *x, int32_t n_in, int32_t row) {
-    const int32_t lane = threadIdx.x % WARP;
-    int32_t o = int32_t(blockIdx.x) * WARPS + int32_t(threadIdx.x / WARP), job = 0;
-    if (o >= jobs.n_out) return; /* whole warps, and no barrier follows */
-    while (job + 1 < jobs.n_jobs && o >= jobs.of[job + 1].before) job++;
-    o -= jobs.of[job].before;
-    const T *w = static_cast<const T *>(jobs.of[job].w) + size_t(o) * size_t(row);
-    float sums[R] = {};
-    for (int32_t i = 8 * lane; i < n_in; i += 8 * WARP) {
-        float weights[8];
-        load_eight(w + i, weights);
+static __global__ void __launch_bounds__(GEMV_THREADS, 5)
+    gemv_kernel(gemv_jobs jobs, const float *x, int32_t n_in, int32_t row, bool whole) {
+    constexpr int EACH = 16 / int(sizeof(T)), STEP = EACH * WARP;
+    const int32_t lane = int32_t(threadIdx.x % WARP), turn = EACH == 8 ? lane & 4 : 0;
+    const int32_t first = int32_t(blockIdx.x) * GEMV_BLOCK + int32_t(threadIdx.x / WARP) * GEMV_OUT;
+    if (first >= jobs.n_out) return; /* whole warps, and no barrier follows */
+    const T *w[GEMV_OUT];
 #pragma unroll
-        for (int r = 0; r < R; r++)
+    for (int j = 0; j < GEMV_OUT; j++) { /* behind the last output that one again */
+        const gemv_output out = output_at(jobs, min(first + j, jobs.n_out - 1));
+        w[j] = static_cast<const T *>(out.job.w) + out.row * size_t(row);
+    }
+    float sums[GEMV_OUT][R] = {};
+    for (int32_t i0 = EACH * lane; i0 < n_in; i0 += STEP * GEMV_LOADS) {
+        uint4 raw[GEMV_LOADS][GEMV_OUT];
 #pragma unroll
-            for (int k = 0; k < 8; k++)
-                if (i + k < n_in)
-                    sums[r] = fmaf(weights[k], __ldg(x + size_t(r) * size_t(n_in) + size_t(i + k)), sums[r]);
+        for (int u = 0; u < GEMV_LOADS; u++)
+#pragma unroll
+            for (int j = 0; j < GEMV_OUT; j++)
+                if (i0 + u * STEP < n_in) raw[u][j] = __ldcs(reinterpret_cast<const uint4 *>(w[j] + i0 + u * STEP));
+#pragma unroll
+        for (int u = 0; u < GEMV_LOADS; u++) {
+            const int32_t i = i0 + u * STEP;
+            if (i >= n_in) break;
+            float weights[GEMV_OUT][EACH];
+#pragma unroll
+            for (int j = 0; j < GEMV_OUT; j++) widen_vector(raw[u][j], turn, weights[j]);
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                float in[EACH];
+                load_inputs<EACH>(x + size_t(r) * size_t(n_in) + size_t(i), n_in - i, turn, whole, in);
+#pragma unroll
+                for (int j = 0; j < GEMV_OUT; j++)
+#pragma unroll
+                    for (int k = 0; k < EACH; k++) sums[j][r] = fmaf(weights[j][k], in[k], sums[j][r]);
+            }
+        }
     }
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        const float sum = warp_sum(sums[r]);
-        if (lane == 0)
-            jobs.of[job].y[size_t(r) * size_t(jobs.of[job].n_out) + size_t(o)] =
-                sum + (jobs.of[job].bias ? jobs.of[job].bias[o] : 0.0f);
+    for (int j = 0; j < GEMV_OUT; j++) {
+        const gemv_output out = output_at(jobs, min(first + j, jobs.n_out - 1));
+        const float bias = out.job.bias ? out.job.bias[out.row] : 0.0f;
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float sum = warp_sum(sums[j][r]);
+            if (lane == 0) out.job.y[size_t(r) * size_t(out.job.n_out) + out.row] = sum + bias;
+        }
     }
 }
 
 template <typename T>
 static void gemv(cu_device *d, const gemv_jobs &jobs, const float *x, size_t n, int n_in, int row) {
-    const unsigned grid = cu_blocks(size_t(jobs.n_out), WARPS);
-    switch (n) {
-    case 1:
-        CU_LAUNCH(d, (gemv_kernel<T, 1>), grid, THREADS, 0, jobs, x, n_in, row);
-        break;
-    case 2:
-        CU_LAUNCH(d, (gemv_kernel<T, 2>), grid, THREADS, 0, jobs, x, n_in, row);
-        break;
-    case 3:
-        CU_LAUNCH(d, (gemv_kernel<T, 3>), grid, THREADS, 0, jobs, x, n_in, row);
-        break;
-    default:
-        CU_LAUNCH(d, (gemv_kernel<T, 4>), grid, THREADS, 0, jobs, x, n_in, row);
-    }
+    const unsigned grid = cu_blocks(size_t(jobs.n_out), GEMV_BLOCK);
+    const auto kernel = n == 1   ? gemv_kernel<T, 1>
+                        : n == 2 ? gemv_kernel<T, 2>
+                        : n == 3 ? gemv_kernel<T, 3>
+                                 : gemv_kernel<T, 4>;
+    CU_LAUNCH(d, kernel, grid, GEMV_THREADS, 0, jobs, x, n_in, row, n_in % 8 == 0);
 }
 
 /* ---- one order whatever the batch ---- */

@@ -49,6 +49,18 @@ def test_linear(world, dtype, n_in, n_out):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("n_in", [15, 516, 576, 1544])  # less than a vector for each lane; more than one turn of a warp
+def test_up_to_four_rows_are_each_as_if_alone(world, dtype, n_in):
+    r, w = rng(dtype, n_in), world()
+    weights, x = (r.normal(size=(n, n_in)).astype(np.float32) for n in (33, 4))
+    wanted = np.concatenate([w.linear(weights, row, dtype=dtype) for row in x[:, None]])
+    stored = spec.round_bf16(weights) if dtype == "bf16" else weights
+    close(wanted, x.astype(np.float64) @ stored.T.astype(np.float64), np.sqrt(n_in) * 4)
+    for n in (2, 3, 4):
+        assert (w.linear(weights, x[:n], dtype=dtype) == wanted[:n]).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_embed(world, dtype):
     r, w = rng(dtype), world(hidden=37)
     table = r.normal(size=(70, 37)).astype(np.float32)
