@@ -84,7 +84,8 @@ struct cu_job {
     const skv_penalty *penalties; /* [n_penalties] */
     const skv_range *sentences;   /* [n_sentences] */
     uint8_t *alive;               /* [n_sentences] */
-    float *score, *norm, *lost, *cosine;
+    float *score, *norm, *mean, *cosine;
+    float *sum;                /* [stride] of the unit keys */
     float *terms[SKV_N_TERMS]; /* those that are needed */
     int32_t *kept, *positions, *hit;
     uint64_t noise; /* the generator's state of the head */

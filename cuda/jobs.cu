@@ -7,7 +7,7 @@
 
 #include "jobs.cuh"
 
-/* Arrays of padded(L) numbers in a job's area: score, kept, norm, lost, cosine, positions, hit, and the terms. */
+/* Arrays of padded(L) numbers in a job's area: score, kept, norm, mean, cosine, positions, hit, and the terms. */
 constexpr size_t AREA = 7, KEPT = 1;
 
 /* Terms that stand in a job's area. */
@@ -15,17 +15,23 @@ static unsigned area_terms(const skv_scoring *s) { return (s->needs | s->keep) &
 
 static size_t area_arrays(unsigned terms) { return AREA + size_t(__builtin_popcount(terms)); }
 
+/* Of a job's area: its arrays, and behind them the sum of its unit keys. */
+static size_t area_floats(const cu_device *d, const skv_scoring *s, const skv_job *job) {
+    return area_arrays(area_terms(s)) * cu_padded(size_t(job->n_slots)) + size_t(d->cache.stride);
+}
+
 size_t cu_area_bytes(const skv_workload *w) {
     const size_t n_heads = size_t(w->config->n_layers) * size_t(w->config->n_kv_heads);
     const unsigned terms = (w->needs | w->keep) & ((1u << SKV_N_TERMS) - 1);
-    return w->n_due * (w->due_slots + 16 * n_heads) * area_arrays(terms) * sizeof(float);
+    const size_t stride = size_t(w->cache.stride);
+    return w->n_due * ((w->due_slots + 16 * n_heads) * area_arrays(terms) + n_heads * stride) * sizeof(float);
 }
 
-void cu_place_jobs(const skv_scoring *s, skv_job *jobs, size_t n_jobs) {
+void cu_place_jobs(const cu_device *d, const skv_scoring *s, skv_job *jobs, size_t n_jobs) {
     size_t at = 0;
     for (skv_job *job = jobs; job < jobs + n_jobs; job++) {
         job->at = at;
-        at += area_arrays(area_terms(s)) * cu_padded(size_t(job->n_slots));
+        at += area_floats(d, s, job);
     }
 }
 
@@ -64,7 +70,7 @@ bool cu_upload_jobs(cu_device *d, const skv_scoring *s, const skv_job *jobs, siz
         }
         due_at[i] = places.size() - 1;
         page_at[i] = l.add(job->head->pages, size_t(job->head->n_pages));
-        const size_t end = job->at + area_arrays(area_terms(s)) * cu_padded(size_t(job->n_slots));
+        const size_t end = job->at + area_floats(d, s, job);
         area = end > area ? end : area;
     }
     if (!cu_grow(d, &d->areas, area * sizeof(float)) || !cu_grow(d, &d->page_lists, l.bytes.size()) ||
@@ -90,11 +96,12 @@ bool cu_upload_jobs(cu_device *d, const skv_scoring *s, const skv_job *jobs, siz
         to->alive = reinterpret_cast<uint8_t *>(base + places[due_at[i]].alive);
         to->score = take();
         to->kept = reinterpret_cast<int32_t *>(take());
-        to->norm = take(), to->lost = take(), to->cosine = take();
+        to->norm = take(), to->mean = take(), to->cosine = take();
         to->positions = reinterpret_cast<int32_t *>(take());
         to->hit = reinterpret_cast<int32_t *>(take());
         for (unsigned term = 0; term < SKV_N_TERMS; term++)
             if (area_terms(s) & 1u << term) to->terms[term] = take();
+        to->sum = at;
         to->n_queries = due->n_tokens < window ? due->n_tokens : window;
         to->oldest = (due->n_tokens - to->n_queries) % window;
         to->queries = due->ring

@@ -31,7 +31,7 @@ static __device__ __forceinline__ int32_t job_position(const cu_cache &c, const 
 }
 
 /* Where each job's area lies. */
-void cu_place_jobs(const skv_scoring *s, skv_job *jobs, size_t n_jobs);
+void cu_place_jobs(const cu_device *d, const skv_scoring *s, skv_job *jobs, size_t n_jobs);
 
 /* Uploads the jobs of a call, [row, layer, head]; false with the error set. */
 bool cu_upload_jobs(cu_device *d, const skv_scoring *s, const skv_job *jobs, size_t n_jobs);

@@ -1,13 +1,16 @@
-/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head,
- * whose arrays lie in its area.
+/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head, whose arrays lie in
+ * its area; where the work grows with the square of the slots, on a part of it.
  *
- * kernel         grid, block        moves                                        why
- * importance_kernel [jobs], 256     keys twice                                   heads of all layers fill the device
- * keys_kernel    [jobs], 256        keys: a few times, and once for each tile    no L × L matrix; a row of keys leaves
- *                                   of rows in the search of the redundancy      the search with its hit
- * score_kernel   [jobs], 256        what terms there are                         one launch for every method
- * share_kernel   [layers], 256      the heads' scores                            one kept set for all heads
+ * kernel             grid, block               moves                         why
+ * importance_kernel  [jobs], 256               keys twice                    heads of all layers fill the device
+ * units_kernel       [jobs], 256               keys up to four times         norms, and the sum of all unit keys
+ * search_kernel      [jobs, slots / 64], 256   keys, newest tile first       no L × L matrix; a block's rows leave
+ *                                                                            the search together
+ * redundancy_kernel  [jobs, slots / 256], 256  keys once, hits once a block  what is lost is added in order of slots
+ * score_kernel       [jobs], 256               what terms there are          one launch for every method
+ * share_kernel       [layers], 256             the heads' scores             one kept set for all heads
  */
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
@@ -144,9 +147,8 @@ static __device__ void load_unit(const cu_cache &cache, const cu_job &job, int32
     __syncthreads();
 }
 
-/* sum [stride] shared ← Σ of all unit keys; a thread an element, in order of the slots. */
-template <typename T>
-static __device__ void sum_units(const cu_cache &cache, const cu_job &job, float *tile, float *sum) {
+/* job.sum ← Σ of all unit keys; a thread an element, in order of the slots. */
+template <typename T> static __device__ void sum_units(const cu_cache &cache, const cu_job &job, float *tile) {
     const int32_t rows = tile_rows(cache), width = tile_width(cache);
     double total[2] = {0, 0}; /* strides up to 2 THREADS */
     for (int32_t first = 0; first < job.n_slots; first += rows) {
@@ -159,143 +161,107 @@ static __device__ void sum_units(const cu_cache &cache, const cu_job &job, float
     }
     for (int k = 0; k < 2; k++)
         if (int32_t(threadIdx.x) + k * THREADS < cache.stride)
-            sum[int32_t(threadIdx.x) + k * THREADS] = float(total[k]);
+            job.sum[int32_t(threadIdx.x) + k * THREADS] = float(total[k]);
     __syncthreads();
 }
 
-/* hit [L], cosine [L] ← r(i) (METHOD.md §3) and S[i, r(i)]: the last key similar to key i is searched from
- * the newest tile of keys downwards, a tile of rows at a time, until every row has found its own. Where there
- * is none it is key 0. */
+/* hit, cosine ← r(i) (METHOD.md §3) and S[i, r(i)] of the rows from row0 on: the last key similar to key i is searched
+ * from the newest tile of keys downwards until every row has found its own. Where there is none it is key 0. Returns
+ * the thread's share of the pairs compared. */
 template <typename T>
-static __device__ uint64_t search_hits(const cu_cache &cache, const cu_job &job, float *row_tile, float *key_tile,
-                                       int32_t *best) {
+static __device__ uint64_t search_hits(const cu_cache &cache, const cu_job &job, int32_t row0, float *row_tile,
+                                       float *key_tile, int32_t *best) {
     const int32_t rows = tile_rows(cache), width = tile_width(cache), each = rows / 16, tid = int32_t(threadIdx.x);
-    const int32_t x = tid % 16, y = tid / 16, n = job.n_slots;
+    const int32_t x = tid % 16, y = tid / 16, n = job.n_slots, n_rows = min(rows, n - row0);
     uint64_t pairs = 0;
-    for (int32_t row0 = 0; row0 < n; row0 += rows) {
-        const int32_t n_rows = min(rows, n - row0);
-        load_unit<T>(cache, job, row0, n_rows, row_tile);
-        if (tid < rows) best[tid] = -1;
-        bool all = false;
-        for (int32_t key0 = (n - 1) / rows * rows; key0 >= 0 && !all; key0 -= rows) {
-            const int32_t n_keys = min(rows, n - key0);
-            load_unit<T>(cache, job, key0, n_keys, key_tile); /* ends with a barrier */
-            float s[4][4] = {};
-            for (int32_t c = 0; c < cache.dim; c++) {
-                float a[4], b[4];
+    load_unit<T>(cache, job, row0, n_rows, row_tile);
+    if (tid < rows) best[tid] = -1;
+    bool all = false;
+    for (int32_t key0 = (n - 1) / rows * rows; key0 >= 0 && !all; key0 -= rows) {
+        const int32_t n_keys = min(rows, n - key0);
+        load_unit<T>(cache, job, key0, n_keys, key_tile); /* ends with a barrier */
+        float s[4][4] = {};
+        for (int32_t c = 0; c < cache.dim; c++) {
+            float a[4], b[4];
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    a[k] = k < each ? row_tile[(y + 16 * k) * width + c] : 0;
-                    b[k] = k < each ? key_tile[(x + 16 * k) * width + c] : 0;
-                }
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++) s[i][j] = fmaf(a[i], b[j], s[i][j]);
+            for (int k = 0; k < 4; k++) {
+                a[k] = k < each ? row_tile[(y + 16 * k) * width + c] : 0;
+                b[k] = k < each ? key_tile[(x + 16 * k) * width + c] : 0;
             }
-            bool open[4]; /* rows without a hit before this tile */
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                open[i] = i < each && y + 16 * i < n_rows && best[y + 16 * i] < 0;
-                if (open[i] && x == 0) pairs += uint64_t(n_keys);
-            }
-            __syncthreads();
 #pragma unroll
             for (int i = 0; i < 4; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const int32_t key = key0 + x + 16 * j;
-                    if (open[i] && j < each && key < n && s[i][j] > 0.5f && key != row0 + y + 16 * i)
-                        atomicMax(best + y + 16 * i, key);
-                }
-            __syncthreads();
-            bool mine = true; /* rows of this thread have found theirs */
+                for (int j = 0; j < 4; j++) s[i][j] = fmaf(a[i], b[j], s[i][j]);
+        }
+        bool open[4]; /* rows without a hit before this tile */
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (!open[i]) continue;
-                const int32_t found = best[y + 16 * i], at = found >= 0 ? found : 0;
-                mine &= found >= 0;
-                if (found < 0 && key0 > 0) continue;
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (j < each && at == key0 + x + 16 * j) {
-                        job.hit[row0 + y + 16 * i] = at;
-                        job.cosine[row0 + y + 16 * i] = s[i][j];
-                    }
-            }
-            all = __syncthreads_and(mine);
+        for (int i = 0; i < 4; i++) {
+            open[i] = i < each && y + 16 * i < n_rows && best[y + 16 * i] < 0;
+            if (open[i] && x == 0) pairs += uint64_t(n_keys);
         }
         __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int32_t key = key0 + x + 16 * j;
+                if (open[i] && j < each && key < n && s[i][j] > 0.5f && key != row0 + y + 16 * i)
+                    atomicMax(best + y + 16 * i, key);
+            }
+        __syncthreads();
+        bool mine = true; /* rows of this thread have found theirs */
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (!open[i]) continue;
+            const int32_t found = best[y + 16 * i], at = found >= 0 ? found : 0;
+            mine &= found >= 0;
+            if (found < 0 && key0 > 0) continue;
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (j < each && at == key0 + x + 16 * j) {
+                    job.hit[row0 + y + 16 * i] = at;
+                    job.cosine[row0 + y + 16 * i] = s[i][j];
+                }
+        }
+        all = __syncthreads_and(mine);
     }
     return pairs;
 }
 
-/* out [L] ← softmax over the slots of (Σ_i S[i, j] − S[j, j] − lost[j]) / L. */
-template <typename T>
-static __device__ uint64_t redundancy(const cu_cache &cache, const cu_job &job, char *shared, float *scratch,
-                                      float *out) {
-    const int32_t rows = tile_rows(cache), width = tile_width(cache), n = job.n_slots, tid = int32_t(threadIdx.x);
-    float *row_tile = reinterpret_cast<float *>(shared), *key_tile = row_tile + rows * width;
-    float *sum = key_tile + rows * width; /* [stride] */
-    int32_t *best = reinterpret_cast<int32_t *>(sum + cache.stride);
-    key_norms<T>(cache, job, job.norm);
-    sum_units<T>(cache, job, row_tile, sum);
-    const uint64_t pairs = search_hits<T>(cache, job, row_tile, key_tile, best);
-    for (int32_t j = tid; j < n; j += THREADS) {
-        float lost = 0;
-        for (int32_t i = 0; i < n; i++)
-            if (job.hit[i] == j && i != j) lost += job.cosine[i];
-        job.lost[j] = lost;
+/* The unit keys' products with job.sum, and with themselves, of a key; in every lane of a warp. */
+template <typename T> static __device__ float2 unit_products(const cu_cache &cache, const cu_job &job, int32_t slot) {
+    const T *key = job_key<T>(cache, job, slot);
+    const float norm = fmaxf(job.norm[slot], 1e-8f);
+    float whole = 0, self = 0;
+    for (int32_t c = int32_t(threadIdx.x % WARP); c < cache.dim; c += WARP) {
+        const float unit = widen(key[c]) / norm;
+        whole = fmaf(unit, job.sum[c], whole);
+        self = fmaf(unit, unit, self);
     }
-    __syncthreads();
-    float most = -FLT_MAX;
-    for (int32_t first = 0; first < n; first += rows) {
-        const int32_t here = min(rows, n - first);
-        load_unit<T>(cache, job, first, here, row_tile);
-        for (int32_t r = tid / WARP; r < here; r += WARPS) {
-            float whole = 0, self = 0;
-            for (int32_t c = tid % WARP; c < cache.dim; c += WARP) {
-                const float unit = row_tile[r * width + c];
-                whole = fmaf(unit, sum[c], whole);
-                self = fmaf(unit, unit, self);
-            }
-            whole = warp_sum(whole), self = warp_sum(self);
-            if (tid % WARP == 0) out[first + r] = (whole - self - job.lost[first + r]) / float(n);
-        }
-        __syncthreads();
-    }
-    for (int32_t j = tid; j < n; j += THREADS) most = fmaxf(most, out[j]);
-    most = block_max(most, scratch);
-    float total = 0;
-    for (int32_t j = tid; j < n; j += THREADS) total += expf(out[j] - most);
-    total = block_sum(total, scratch);
-    for (int32_t j = tid; j < n; j += THREADS) out[j] = expf(out[j] - most) / total;
-    return pairs;
+    return make_float2(warp_sum(whole), warp_sum(self));
 }
 
 /* out [L] ← unit · s / ‖s‖ with s the sum of all unit keys */
 template <typename T>
-static __device__ void key_likeness(const cu_cache &cache, const cu_job &job, char *shared, float *scratch,
-                                    float *out) {
-    const int32_t rows = tile_rows(cache), width = tile_width(cache), tid = int32_t(threadIdx.x);
-    float *tile = reinterpret_cast<float *>(shared), *sum = tile + 2 * rows * width;
-    key_norms<T>(cache, job, job.norm);
-    sum_units<T>(cache, job, tile, sum);
+static __device__ void key_likeness(const cu_cache &cache, const cu_job &job, float *scratch, float *out) {
     float squares = 0;
-    for (int32_t c = tid; c < cache.stride; c += THREADS) squares += sum[c] * sum[c];
+    for (int32_t c = int32_t(threadIdx.x); c < cache.stride; c += THREADS) squares += job.sum[c] * job.sum[c];
     squares = block_sum(squares, scratch);
     const float norm = squares > 0 ? sqrtf(squares) : 1;
-    for (int32_t first = 0; first < job.n_slots; first += rows) {
-        const int32_t here = min(rows, job.n_slots - first);
-        load_unit<T>(cache, job, first, here, tile);
-        for (int32_t r = tid / WARP; r < here; r += WARPS) {
-            float whole = 0;
-            for (int32_t c = tid % WARP; c < cache.dim; c += WARP) whole = fmaf(tile[r * width + c], sum[c], whole);
-            whole = warp_sum(whole);
-            if (tid % WARP == 0) out[first + r] = whole / norm;
-        }
-        __syncthreads();
+    for (int32_t j = int32_t(threadIdx.x / WARP); j < job.n_slots; j += WARPS) {
+        const float whole = unit_products<T>(cache, job, j).x;
+        if (threadIdx.x % WARP == 0) out[j] = whole / norm;
     }
+}
+
+/* x [n] ← softmax */
+static __device__ void softmax(float *x, int32_t n, float *scratch) {
+    float most = -FLT_MAX, total = 0;
+    for (int32_t j = int32_t(threadIdx.x); j < n; j += THREADS) most = fmaxf(most, x[j]);
+    most = block_max(most, scratch);
+    for (int32_t j = int32_t(threadIdx.x); j < n; j += THREADS) total += expf(x[j] - most);
+    total = block_sum(total, scratch);
+    for (int32_t j = int32_t(threadIdx.x); j < n; j += THREADS) x[j] = expf(x[j] - most) / total;
 }
 
 /* ---- what needs no keys ---- */
@@ -332,27 +298,67 @@ static __global__ void __launch_bounds__(THREADS)
     CUDAX_SHARED(char, shared);
     __shared__ cu_job job;
     load_job(jobs + blockIdx.x, &job);
-    if (job.scored) importance<T, PAIRS>(cache, job, s, shared, job.lost, job.terms[SKV_IMPORTANCE]);
+    if (job.scored) importance<T, PAIRS>(cache, job, s, shared, job.mean, job.terms[SKV_IMPORTANCE]);
 }
 
-/* What the keys alone say. */
+/* What a pass or two over the keys say. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS)
-    keys_kernel(const cu_job *jobs, cu_cache cache, unsigned needs, cu_result *results) {
-    CUDAX_SHARED(char, shared);
+static __global__ void __launch_bounds__(THREADS) units_kernel(const cu_job *jobs, cu_cache cache, unsigned needs) {
+    CUDAX_SHARED(float, tile);
     __shared__ cu_job job;
     __shared__ float scratch[WARPS];
-    __shared__ unsigned long long pairs;
-    if (threadIdx.x == 0) pairs = 0;
     load_job(jobs + blockIdx.x, &job);
     if (!job.scored) return; /* the whole block */
-    if (needs & 1u << SKV_REDUNDANCY)
-        atomicAdd(&pairs, static_cast<unsigned long long>(
-                              redundancy<T>(cache, job, shared, scratch, job.terms[SKV_REDUNDANCY])));
     if (needs & 1u << SKV_KEY_NORM) key_norms<T>(cache, job, job.terms[SKV_KEY_NORM]);
-    if (needs & 1u << SKV_KEY_LIKENESS) key_likeness<T>(cache, job, shared, scratch, job.terms[SKV_KEY_LIKENESS]);
+    if (!(needs & (1u << SKV_REDUNDANCY | 1u << SKV_KEY_LIKENESS))) return;
+    key_norms<T>(cache, job, job.norm);
+    sum_units<T>(cache, job, tile);
+    if (needs & 1u << SKV_KEY_LIKENESS) key_likeness<T>(cache, job, scratch, job.terms[SKV_KEY_LIKENESS]);
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    search_kernel(const cu_job *jobs, cu_cache cache, cu_result *results) {
+    CUDAX_SHARED(float, tiles); /* of rows and of keys; best [rows] */
+    __shared__ cu_job job;
+    __shared__ unsigned long long pairs;
+    const int32_t rows = tile_rows(cache), size = rows * tile_width(cache), row0 = int32_t(blockIdx.y) * rows;
+    if (threadIdx.x == 0) pairs = 0;
+    load_job(jobs + blockIdx.x, &job);
+    if (!job.scored || row0 >= job.n_slots) return; /* the whole block */
+    atomicAdd(&pairs, static_cast<unsigned long long>(search_hits<T>(cache, job, row0, tiles, tiles + size,
+                                                                     reinterpret_cast<int32_t *>(tiles + 2 * size))));
     __syncthreads();
-    if (threadIdx.x == 0) results[blockIdx.x].n_pairs = pairs;
+    if (threadIdx.x == 0) atomicAdd(reinterpret_cast<unsigned long long *>(&results[blockIdx.x].n_pairs), pairs);
+}
+
+/* Of THREADS slots: (Σ_i S[i, j] − S[j, j] − Σ of the cosines of those whose hit is j) / L. */
+template <typename T>
+static __global__ void __launch_bounds__(THREADS, 1) redundancy_kernel(const cu_job *jobs, cu_cache cache) {
+    __shared__ cu_job job;
+    __shared__ int32_t hits[THREADS];
+    __shared__ float cosines[THREADS], lost[THREADS];
+    const int32_t tid = int32_t(threadIdx.x), first = int32_t(blockIdx.y) * THREADS, j = first + tid;
+    load_job(jobs + blockIdx.x, &job);
+    const int32_t n = job.n_slots;
+    if (!job.scored || first >= n) return; /* the whole block */
+    float sum = 0;
+    for (int32_t i0 = 0; i0 < n; i0 += THREADS) {
+        const bool there = i0 + tid < n && job.hit[i0 + tid] != i0 + tid;
+        __syncthreads();
+        hits[tid] = there ? job.hit[i0 + tid] : -1;
+        cosines[tid] = there ? job.cosine[i0 + tid] : 0;
+        __syncthreads();
+#pragma unroll 8
+        for (int32_t i = 0; i < THREADS; i++) sum += hits[i] == j ? cosines[i] : 0;
+    }
+    lost[tid] = sum;
+    __syncthreads();
+    for (int32_t slot = first + tid / WARP; slot < min(first + THREADS, n); slot += WARPS) {
+        const float2 products = unit_products<T>(cache, job, slot);
+        if (tid % WARP == 0)
+            job.terms[SKV_REDUNDANCY][slot] = (products.x - products.y - lost[slot - first]) / float(n);
+    }
 }
 
 /* Terms in order, each weighted and rounded before it is added, as on the CPU. */
@@ -364,8 +370,10 @@ struct score_weights {
 
 static __global__ void __launch_bounds__(THREADS) score_kernel(const cu_job *jobs, cu_cache cache, score_weights w) {
     __shared__ cu_job job;
+    __shared__ float scratch[WARPS];
     load_job(jobs + blockIdx.x, &job);
     if (!job.scored) return; /* the whole block */
+    if (w.needs & 1u << SKV_REDUNDANCY) softmax(job.terms[SKV_REDUNDANCY], job.n_slots, scratch);
     for (int32_t j = int32_t(threadIdx.x); j < job.n_slots; j += THREADS) {
         const int32_t slot = job_slot(job, j), at = job_position(cache, job, j);
         job.positions[j] = at;
@@ -412,13 +420,16 @@ template <typename T, int PAIRS> static void launch_importance(cu_device *d, con
         CU_LAUNCH(d, (importance_kernel<T, PAIRS>), unsigned(n_jobs), THREADS, bytes, cu_jobs(d), d->cache, s);
 }
 
-template <typename T> static void launch_keys(cu_device *d, unsigned needs, size_t n_jobs) {
+template <typename T> static void launch_keys(cu_device *d, unsigned needs, size_t n_jobs, size_t longest) {
     const cu_cache &c = d->cache;
-    const size_t rows = size_t(tile_rows(c));
-    const size_t bytes = (2 * rows * size_t(tile_width(c)) + size_t(c.stride) + rows) * sizeof(float);
-    if (cu_allow_shared(d, keys_kernel<T>, bytes))
-        CU_LAUNCH(d, keys_kernel<T>, unsigned(n_jobs), THREADS, bytes, cu_jobs(d), c, needs,
-                  static_cast<cu_result *>(d->results.data));
+    const size_t rows = size_t(tile_rows(c)), tile = rows * size_t(tile_width(c)) * sizeof(float);
+    const size_t bytes = 2 * tile + rows * sizeof(float);
+    if (!cu_allow_shared(d, units_kernel<T>, tile) || !cu_allow_shared(d, search_kernel<T>, bytes)) return;
+    CU_LAUNCH(d, units_kernel<T>, unsigned(n_jobs), THREADS, tile, cu_jobs(d), c, needs);
+    if (!(needs & 1u << SKV_REDUNDANCY)) return;
+    CU_LAUNCH(d, search_kernel<T>, dim3(unsigned(n_jobs), cu_blocks(longest, rows)), THREADS, bytes, cu_jobs(d), c,
+              static_cast<cu_result *>(d->results.data));
+    CU_LAUNCH(d, redundancy_kernel<T>, dim3(unsigned(n_jobs), cu_blocks(longest, THREADS)), THREADS, 0, cu_jobs(d), c);
 }
 
 void cu_score(skv_device *base, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs) {
@@ -430,15 +441,17 @@ void cu_score(skv_device *base, const skv_scoring *scoring, skv_job *jobs, size_
     w.needs = scoring->needs;
     w.pairs = (scoring->method->compat & SKV_COMPAT_PAIRS) != 0;
     memcpy(w.of, scoring->weights, sizeof w.of);
-    cu_place_jobs(scoring, jobs, n_jobs);
+    size_t longest = 1;
+    for (size_t i = 0; i < n_jobs; i++) longest = std::max(longest, size_t(jobs[i].n_slots));
+    cu_place_jobs(d, scoring, jobs, n_jobs);
     if (!cu_upload_jobs(d, scoring, jobs, n_jobs)) return;
     cu_check(d, cudaMemsetAsync(d->results.data, 0, n_jobs * sizeof(cu_result), d->stream), "cudaMemsetAsync");
     if (w.needs & 1u << SKV_IMPORTANCE) BY_CACHE(d, launch_importance)(d, s, n_jobs);
     if (w.needs & (1u << SKV_REDUNDANCY | 1u << SKV_KEY_NORM | 1u << SKV_KEY_LIKENESS)) {
         if (d->work.cache.type == SKV_F32)
-            launch_keys<float>(d, w.needs, n_jobs);
+            launch_keys<float>(d, w.needs, n_jobs, longest);
         else
-            launch_keys<__nv_bfloat16>(d, w.needs, n_jobs);
+            launch_keys<__nv_bfloat16>(d, w.needs, n_jobs, longest);
     }
     CU_LAUNCH(d, score_kernel, unsigned(n_jobs), THREADS, 0, cu_jobs(d), d->cache, w);
     if (scoring->needs & SKV_SHARED)
