@@ -131,6 +131,7 @@ struct cu_device {
     bool deterministic; /* our own products of matrices, with one order of summation, in place of cuBLAS */
     cudaStream_t stream;
     cublasHandle_t blas;
+    void *blas_memory; /* cuBLAS's workspace: with its own it would allocate while a graph is captured */
     skv_workload work;
     cu_cache cache;
     cu_batch batch;

@@ -339,6 +339,19 @@ static size_t widest_output(const skv_config *c) {
     return most > size_t(c->hidden) ? most : size_t(c->hidden);
 }
 
+/* As much as cuBLAS's manual recommends, counted as everything else. */
+static bool give_workspace(cu_device *d) {
+    int major = 0;
+    if (d->blas_memory || d->deterministic) return true;
+    if (!cu_check(d, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->index), "attributes"))
+        return false;
+    const size_t bytes = size_t(major < 9 ? 4 : 32) << 20;
+    d->blas_memory = device_malloc(d, bytes);
+    if (!d->blas_memory) return false;
+    d->sizes[d->blas_memory] = bytes;
+    return cu_check_blas(d, cublasSetWorkspace(d->blas, d->blas_memory, bytes), "cublasSetWorkspace");
+}
+
 static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
     cu_device *d = cu_of(base);
     const skv_config *c = work->config;
@@ -349,8 +362,9 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
     const size_t bytes = lay_out(n, work->n_rows, heads, blocks, heads * n_pages(work->head_slots)).bytes;
     size_t halves = FEW_ROWS * widest_output(c);
     halves = 2 * (halves > LOGIT_ROWS * size_t(c->vocab) ? halves : LOGIT_ROWS * size_t(c->vocab));
-    bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && make(d, &d->inv_freq, had ? half : 0, half) &&
-                make(d, &d->cosine, had * half, n * half) && make(d, &d->sine, had * half, n * half) &&
+    bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) &&
+                make(d, &d->inv_freq, had ? half : 0, half) && make(d, &d->cosine, had * half, n * half) &&
+                make(d, &d->sine, had * half, n * half) &&
                 make(d, &d->stats, had * 2 * size_t(c->n_heads), work->cache.sums ? n * 2 * size_t(c->n_heads) : 0) &&
                 make(d, &d->partials, partial_floats(&d->work), partial_floats(work)) &&
                 make(d, reinterpret_cast<float **>(&d->narrow), had * widest_input(c), n * widest_input(c)) &&

@@ -189,6 +189,20 @@ def test_weights_that_do_not_fit_are_named_with_what_there_is(simt, monkeypatch)
 
 
 @pytest.mark.simt
+def test_a_sessions_device_memory_is_all_in_its_ledger(simt):
+    """cuBLAS's workspace, too; graphs of a step take none."""
+    model, rows, before = load(), 6, used(simt)  # rows: more than are multiplied without cuBLAS
+    session = _skipkv.Session(model._core, rows=rows, tokens=32)
+    spans = np.array([(session.open(60), 1) for _ in range(rows)], np.int32)
+    taken, heap = used(simt) - before, session.ledger()["heap_bytes"]
+    assert 32 << 20 < taken < heap < taken + (1 << 20)
+    logits = np.zeros((rows, model.config.vocab), np.float32)
+    for token in range(40, 44):
+        session.forward(spans, np.full(rows, token, np.int32), logits)
+    assert used(simt) - before == taken
+
+
+@pytest.mark.simt
 @pytest.mark.parametrize("method", ["h2o:budget=64,interval=16", "skipkv:budget=64,interval=16"])
 def test_a_row_that_does_not_fit_leaves_the_others_as_they_were(simt, monkeypatch, method):
     """With memory for ever more of the new row's parts; the row that there is goes on as if nobody had asked."""

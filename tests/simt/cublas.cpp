@@ -1,7 +1,8 @@
 /* cuBLAS on the host: C = alpha op(A) op(B) + beta C, column-major, f32 sums, in the queue of the handle's stream.
  *
  * Types as cuBLAS has them for A and B of one type: bf16 gives f32 or bf16, f32 gives f32. Scalars on the host, read
- * when the function is called. Checked: leading dimensions, and that every matrix is device memory of that size.
+ * when the function is called. Checked: leading dimensions, and that every matrix is device memory of that size. As
+ * cuBLAS would allocate its own workspace in a graph, a captured product without the caller's is refused.
  */
 #include <cublas_v2.h>
 #include <string.h>
@@ -14,6 +15,7 @@ using namespace simt;
 
 struct cublasContext {
     cudaStream_t stream;
+    bool workspace; // the caller's
 };
 
 namespace {
@@ -78,7 +80,7 @@ extern "C" {
 cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
     int device;
     if (cudaGetDevice(&device) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
-    *handle = new cublasContext{nullptr};
+    *handle = new cublasContext{};
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
@@ -86,11 +88,13 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
     return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
-    handle->stream = stream;
+    *handle = {stream, false};
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *workspace, size_t bytes) {
-    return !bytes || in_device_memory(workspace, bytes) == INSIDE ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void *workspace, size_t bytes) {
+    if (bytes && in_device_memory(workspace, bytes) != INSIDE) return CUBLAS_STATUS_INVALID_VALUE;
+    handle->workspace = bytes > 0;
+    return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 
@@ -99,6 +103,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
                             cudaDataType type_b, int ldb, const void *beta, void *c, cudaDataType type_c, int ldc,
                             cublasComputeType_t compute, cublasGemmAlgo_t) {
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (capturing(handle->stream) && !handle->workspace) return CUBLAS_STATUS_ALLOC_FAILED;
     const bool types = type_a == type_b && (type_a == CUDA_R_16BF ? type_c == CUDA_R_32F || type_c == CUDA_R_16BF
                                                                   : type_a == CUDA_R_32F && type_c == CUDA_R_32F);
     const bool f32 = compute == CUBLAS_COMPUTE_32F || compute == CUBLAS_COMPUTE_32F_PEDANTIC ||
