@@ -228,8 +228,9 @@ typedef struct skv_backend {
     /* y[p, :] = x[last token of part p, :]; hidden wide; y may be x */
     void (*last)(skv_device *device, const float *x, float *y);
 
-    /* As linear without a bias, but y [n, n_out] is host memory. */
-    void (*project)(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y);
+    /* As linear without a bias, but y [n, n_out] is host memory. Where best [n] (host) is not NULL, y is scratch, and
+     * best[t] ← the output that is largest (skv_argmax), −1 where that is not finite. */
+    void (*project)(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y, int32_t *best);
 
     /* x [n_tokens, hidden], token by token: sum += x unless it only extends a sentence; one that closes it sets vector
      * = sum / length, scaled to length 1, and sum = 0. */

@@ -110,7 +110,7 @@ static void layer(skv_session *s, size_t index, size_t n) {
 }
 
 skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, const int32_t *tokens, bool every,
-                       float *logits, const skv_capture *capture, skv_error *error) {
+                       float *logits, int32_t *best, const skv_capture *capture, skv_error *error) {
     const skv_config *c = &s->model->config;
     const skv_model *m = s->model;
     const skv_backend *ops = s->device->backend;
@@ -129,7 +129,7 @@ skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, co
     capture_states(s, capture, c->n_layers, s->y, n);
     ops->sum_sentences(s->device, s->y);
     if (!every) ops->last(s->device, s->y, s->y);
-    if (logits) ops->project(s->device, c->tied ? &m->embedding : &m->head, s->y, every ? n : n_spans, logits);
+    if (logits) ops->project(s->device, c->tied ? &m->embedding : &m->head, s->y, every ? n : n_spans, logits, best);
     for (size_t j = 0; j < n_spans; j++) {
         skv_row *r = s->rows + spans[j].row;
         r->n_tokens += spans[j].n;

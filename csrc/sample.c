@@ -5,7 +5,7 @@
 
 #include "random.h"
 
-static int32_t argmax(const float *logits, size_t vocab) {
+int32_t skv_argmax(const float *logits, size_t vocab) {
     size_t best = 0;
     for (size_t i = 1; i < vocab; i++)
         if (logits[i] > logits[best]) best = i;
@@ -40,7 +40,7 @@ static skv_candidate pop(skv_candidate *heap, size_t *n) {
 
 int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *s, const int64_t *sequence,
                    skv_candidate *scratch) {
-    const int32_t best = argmax(logits, vocab);
+    const int32_t best = skv_argmax(logits, vocab);
     if (!(s->temperature > 0)) return best;
     uint64_t x = skv_splitmix64(s->seed);
     for (size_t i = 0; i < 3; i++) x = skv_splitmix64(x ^ (uint64_t)sequence[i]);

@@ -18,6 +18,9 @@ typedef struct skv_candidate {
     int32_t id;
 } skv_candidate;
 
+/* The largest logit's id, ties to the lower one. NaN is never larger than another, and nothing than NaN. */
+int32_t skv_argmax(const float *logits, size_t vocab);
+
 /* sequence [3]: prompt index, sample index, position. What is drawn depends on these and the seed alone. scratch
  * [vocab]. */
 int32_t skv_sample(const float *logits, size_t vocab, const skv_sampling *sampling, const int64_t *sequence,

@@ -29,8 +29,8 @@ constexpr int RUN_PAGES = 8;
 /* Rows up to which a matrix is multiplied by our own kernel, which reads it once; cuBLAS does the rest. */
 constexpr size_t GEMV_ROWS = 4;
 
-/* Rows of logits that are made at a time. */
-constexpr size_t LOGIT_ROWS = 32;
+/* Rows of logits that are made at a time: as many as a session has, between these. */
+constexpr size_t FEWEST_LOGITS = 32, MOST_LOGITS = 128;
 
 /* Rows up to which both parts of bf16 activations are multiplied at once. */
 constexpr size_t FEW_ROWS = 64;
@@ -151,7 +151,8 @@ struct cu_device {
     float *partials;      /* [n_rows, n_heads, runs, stride + 2] */
     float *stats;         /* [n_tokens, n_heads, 2] maximum and sum of a query's softmax */
     void *narrow;         /* [2, n_tokens, widest input] bf16 */
-    float *logits;        /* [LOGIT_ROWS, vocab] */
+    float *logits;        /* [cu_logit_rows, vocab] */
+    int32_t *best;        /* [n_tokens] the largest logits' */
     float *halves;        /* [n_halves] products with both parts of few rows */
     size_t n_halves;
     std::vector<std::vector<char>> uploads; /* what was written since the last sync; the copies may not have begun */
@@ -176,6 +177,10 @@ static inline uint64_t cu_hash(uint64_t hash, const void *data, size_t n) {
     hash ^= 0xcbf29ce484222325u;
     for (size_t i = 0; i < n; i++) hash = (hash ^ static_cast<const unsigned char *>(data)[i]) * 0x100000001b3u;
     return hash;
+}
+
+static inline size_t cu_logit_rows(const skv_workload *w) {
+    return w->n_rows < FEWEST_LOGITS ? FEWEST_LOGITS : w->n_rows < MOST_LOGITS ? w->n_rows : MOST_LOGITS;
 }
 
 static inline cu_device *cu_of(skv_device *base) { return reinterpret_cast<cu_device *>(base); }
@@ -241,7 +246,7 @@ void cu_steer(skv_device *device, size_t layer, float *x);
 void cu_silu_mul(skv_device *device, float *gate, const float *up, size_t n);
 void cu_add(skv_device *device, float *x, const float *y, size_t n);
 void cu_last(skv_device *device, const float *x, float *y);
-void cu_project(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y);
+void cu_project(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y, int32_t *best);
 void cu_sum_sentences(skv_device *device, const float *x);
 void cu_similarities(skv_device *device, float *const *vectors, size_t width, size_t first, size_t n, float *out);
 void cu_score(skv_device *device, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs);

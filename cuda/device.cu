@@ -360,8 +360,8 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
     const size_t heads = work->n_rows * n_cache_heads(c);
     const size_t blocks = (n * group + QUERIES - 1) / QUERIES + work->n_rows;
     const size_t bytes = lay_out(n, work->n_rows, heads, blocks, heads * n_pages(work->head_slots)).bytes;
-    size_t halves = FEW_ROWS * widest_output(c);
-    halves = 2 * (halves > LOGIT_ROWS * size_t(c->vocab) ? halves : LOGIT_ROWS * size_t(c->vocab));
+    const size_t logits = cu_logit_rows(work) * size_t(c->vocab), few = FEW_ROWS * widest_output(c);
+    const size_t halves = 2 * (few > logits ? few : logits);
     bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) &&
                 make(d, &d->inv_freq, had ? half : 0, half) && make(d, &d->cosine, had * half, n * half) &&
                 make(d, &d->sine, had * half, n * half) &&
@@ -369,7 +369,8 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
                 make(d, &d->partials, partial_floats(&d->work), partial_floats(work)) &&
                 make(d, reinterpret_cast<float **>(&d->narrow), had * widest_input(c), n * widest_input(c)) &&
                 make(d, &d->halves, d->n_halves, halves) &&
-                make(d, &d->logits, had ? LOGIT_ROWS * size_t(c->vocab) : 0, LOGIT_ROWS * size_t(c->vocab)) &&
+                make(d, &d->logits, had ? cu_logit_rows(&d->work) * size_t(c->vocab) : 0, logits) &&
+                make(d, reinterpret_cast<float **>(&d->best), had, n) &&
                 (!work->n_due || grow(d, &d->areas, cu_area_bytes(work)));
     if (room && bytes > d->staging_bytes) {
         void *pinned = nullptr;

@@ -12,6 +12,7 @@
  * split_kernel     [inputs / 256], 256                x as a sum of two bf16          f32 activations times bf16
  *                                                                                    weights, as on the CPU: rounding
  *                                                                                    them once moves logits by percents
+ * best_kernel      [rows], 1024                       logits once, from L2           only ids leave the device
  *
  * gemv_kernel is meant to be bound by the memory: 1555 GB/s on an A100 are 10.2 bytes a clock of each of its 108
  * multiprocessors (1.41 GHz), 3350 GB/s on an H100 14.5 of 132 (1.75 GHz). R rows, bf16:
@@ -25,6 +26,8 @@
  *   one row, 49 at four. A multiprocessor issues 200 (A100) and 140 (H100) of them a warp in the time that the memory
  *   takes for 512 bytes; the A100's 64 FP32 lanes are busy for 16 of those 50 clocks.
  */
+#include <cfloat>
+
 #include "cuda.cuh"
 
 static size_t row_of(const skv_matrix *w) { return (size_t(w->n_in) + 7) / 8 * 8; }
@@ -415,13 +418,54 @@ void cu_linear(skv_device *base, const skv_linear *jobs, size_t n_jobs, const fl
     }
 }
 
-void cu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n, float *y) {
+/* ---- logits ---- */
+
+constexpr int BEST_THREADS = 1024;
+
+struct logit {
+    float value;
+    int32_t id;
+};
+
+/* Of a warp, ties to the lower id. */
+static __device__ __forceinline__ logit warp_best(logit mine) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) {
+        const logit other = {__shfl_xor_sync(0xffffffffu, mine.value, offset),
+                             __shfl_xor_sync(0xffffffffu, mine.id, offset)};
+        if (other.value > mine.value || (other.value == mine.value && other.id < mine.id)) mine = other;
+    }
+    return mine;
+}
+
+/* As skv_argmax: every thread begins with the first logit, which stays where it is NaN, and no other NaN is taken. */
+static __global__ void __launch_bounds__(BEST_THREADS, 1) best_kernel(const float *logits, size_t n, int32_t *best) {
+    static_assert(BEST_THREADS == WARP * WARP, "one warp compares what each found");
+    __shared__ logit of[WARP];
+    const float *row = logits + blockIdx.x * n;
+    logit mine = {row[0], 0};
+#pragma unroll 8
+    for (size_t i = threadIdx.x; i < n; i += BEST_THREADS)
+        if (row[i] > mine.value) mine = {row[i], int32_t(i)};
+    mine = warp_best(mine);
+    if (threadIdx.x % WARP == 0) of[threadIdx.x / WARP] = mine;
+    __syncthreads();
+    if (threadIdx.x >= WARP) return; /* whole warps, and no barrier follows */
+    mine = warp_best(of[threadIdx.x]);
+    if (threadIdx.x == 0) best[blockIdx.x] = fabsf(mine.value) <= FLT_MAX ? mine.id : -1;
+}
+
+void cu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n, float *y, int32_t *best) {
     cu_device *d = cu_of(base);
-    const size_t n_in = size_t(w->n_in), n_out = size_t(w->n_out);
-    for (size_t first = 0; first < n; first += LOGIT_ROWS) {
-        const size_t rows = n - first < LOGIT_ROWS ? n - first : LOGIT_ROWS;
+    const size_t n_in = size_t(w->n_in), n_out = size_t(w->n_out), most = cu_logit_rows(&d->work);
+    for (size_t first = 0; first < n; first += most) {
+        const size_t rows = n - first < most ? n - first : most;
         const skv_linear job = {w, nullptr, d->logits};
         cu_linear(base, &job, 1, x + first * n_in, rows);
-        base->backend->read(base, y + first * n_out, d->logits, rows * n_out * sizeof *y);
+        if (best)
+            CU_LAUNCH(d, best_kernel, unsigned(rows), BEST_THREADS, 0, d->logits, n_out, d->best + first);
+        else
+            base->backend->read(base, y + first * n_out, d->logits, rows * n_out * sizeof *y);
     }
+    if (best) base->backend->read(base, best, d->best, n * sizeof *best);
 }

@@ -50,7 +50,7 @@ class Session:
     def row_bytes(self, capacity: int, n_prompt: int) -> int: ...
     def forward(
         self, spans: Ints, tokens: Ints, logits: Floats | None = None, every: bool = False,
-        layers: Ints | None = None, states: Floats | None = None,
+        layers: Ints | None = None, states: Floats | None = None, best: Ints | None = None,
     ) -> list[tuple[int, float]]: ...
     def sample(
         self, logits: Floats, sequences: NDArray[np.int64], seed: int, temperature: float, top_k: int, top_p: float,

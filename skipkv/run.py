@@ -433,27 +433,34 @@ class Run:
                 spans.append((row, n))
                 room -= n
         tokens = [t for row, n in spans for t in row.ids[row.fed : row.fed + n]]
-        logits = self.logits[: len(spans)]
+        ready = [i for i, (row, n) in enumerate(spans) if row.fed + n == len(row.ids) and not row.template]
+        s, best = self.options, np.empty(len(spans), np.int32)
+        greedy = not s.temperature and s.repetition_penalty == 1
         steered = self.session.forward(
-            np.array([(row.number, n) for row, n in spans], np.int32), np.array(tokens, np.int32), logits
-        )
+            np.array([(row.number, n) for row, n in spans], np.int32), np.array(tokens, np.int32),
+            self.logits[: len(spans)] if ready else None, best=best if greedy else None,
+        )  # fmt: skip
         self.recorder.note(spans, steered)
         if self.options.brake:
             for row, _ in spans:
                 self._brake(row)
-        ready = [i for i, (row, _) in enumerate(spans) if row.fed == len(row.ids) and not row.template]
         if not ready:
             return
-        s, drawn = self.options, logits[ready]
-        for i, line in zip(ready, drawn, strict=True):
-            penalise(line, spans[i][0].ids, s.repetition_penalty)
-        sequences = np.array([(spans[i][0].prompt, spans[i][0].sample, len(spans[i][0].ids)) for i in ready], np.int64)
-        chosen = self.session.sample(drawn, sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
-        if not np.isfinite(np.take_along_axis(drawn, chosen[:, None], 1)).all():
+        chosen = best[ready] if greedy else self._draw(ready, [spans[i][0] for i in ready])
+        if (chosen < 0).any():
             raise BackendError("the logits are not finite: a weight is not, or what steering adds is too large")
         for i, token in zip(ready, chosen.tolist(), strict=True):
             row = spans[i][0]
             yield self._accept(row, row.forced.popleft() if row.forced else token)
+
+    def _draw(self, lines: list[int], rows: list[_Row]) -> np.ndarray:
+        """The next token of each row, whose logits are in those lines; -1 where its own is not finite."""
+        s, logits = self.options, self.logits[lines]
+        for line, row in zip(logits, rows, strict=True):
+            penalise(line, row.ids, s.repetition_penalty)
+        sequences = np.array([(row.prompt, row.sample, len(row.ids)) for row in rows], np.int64)
+        chosen = self.session.sample(logits, sequences, s.seed, s.temperature, s.top_k, s.top_p, s.min_p)
+        return np.where(np.isfinite(np.take_along_axis(logits, chosen[:, None], 1)[:, 0]), chosen, -1)
 
     def _brake(self, row: _Row) -> None:
         """After k sentences in a row that each repeat an earlier one, steer to the utmost; after 2k end thinking."""

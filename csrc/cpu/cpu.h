@@ -60,7 +60,7 @@ size_t cpu_scores_floats(const skv_workload *work);
 void cpu_pack(skv_device *device, skv_matrix *w, const void *source, skv_dtype type);
 void cpu_embed(skv_device *device, const skv_matrix *table, float *x);
 void cpu_linear(skv_device *device, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n);
-void cpu_project(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y);
+void cpu_project(skv_device *device, const skv_matrix *w, const float *x, size_t n, float *y, int32_t *best);
 
 void cpu_rmsnorm(skv_device *device, const float *x, const float *w, float eps, size_t n, size_t dim, float *y);
 void cpu_rope(skv_device *device, float *x, size_t n_heads);

@@ -1,5 +1,8 @@
 /* Matrices: a weight type belongs to the variant that multiplies it (kernels.h), here its panels are split over
  * threads. A panel is the weights of `panel` outputs; a matrix is its panels, one behind the other. */
+#include <math.h>
+
+#include "../sample.h"
 #include "cpu.h"
 
 static const skv_weight_type *type_of(skv_device *base, const skv_matrix *w) {
@@ -46,6 +49,13 @@ void cpu_linear(skv_device *base, const skv_linear *jobs, size_t n_jobs, const f
     }
 }
 
-void cpu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n, float *y) {
+void cpu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n, float *y, int32_t *best) {
+    const size_t n_out = (size_t)w->n_out;
     cpu_linear(base, (skv_linear[]){{w, NULL, y}}, 1, x, n);
+    if (!best) return;
+    PARALLEL(n * n_out > SMALL)
+    for (size_t t = 0; t < n; t++) {
+        const int32_t at = skv_argmax(y + t * n_out, n_out);
+        best[t] = isfinite(y[t * n_out + (size_t)at]) ? at : -1;
+    }
 }

@@ -193,12 +193,13 @@ static PyObject *session_row_bytes(PyObject *object, PyObject *args) {
 static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
     py_session *self = (py_session *)object;
     PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None,
-             *layer_object = Py_None, *state_object = Py_None, *result = NULL;
-    PyArrayObject *spans = NULL, *tokens = NULL, *logits = NULL, *layers = NULL, *states = NULL;
+             *layer_object = Py_None, *state_object = Py_None, *best_object = Py_None, *result = NULL;
+    PyArrayObject *spans = NULL, *tokens = NULL, *logits = NULL, *layers = NULL, *states = NULL, *best = NULL;
     int every = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOO",
-                                     (char *[]){"spans", "tokens", "logits", "every", "layers", "states", NULL},
-                                     &span_object, &token_object, &logit_object, &every, &layer_object, &state_object))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OpOOO",
+                                     (char *[]){"spans", "tokens", "logits", "every", "layers", "states", "best", NULL},
+                                     &span_object, &token_object, &logit_object, &every, &layer_object, &state_object,
+                                     &best_object))
         return NULL;
     const skv_config *c = config_of(self);
     spans = py_array(module, span_object, "spans", NPY_INT32, 2, (npy_intp[]){-1, 2});
@@ -212,9 +213,10 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
         py_config_error(module, "spans of %zd tokens, but %zd token ids", (Py_ssize_t)sum, (Py_ssize_t)n_tokens);
         goto cleanup;
     }
-    if (logit_object != Py_None && !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2,
-                                                        (npy_intp[]){every ? n_tokens : n_spans, c->vocab})))
+    const npy_intp shape[] = {every ? n_tokens : n_spans, c->vocab};
+    if (logit_object != Py_None && !(logits = py_output(module, logit_object, "logits", NPY_FLOAT, 2, shape)))
         goto cleanup;
+    if (best_object != Py_None && !(best = py_output(module, best_object, "best", NPY_INT32, 1, shape))) goto cleanup;
     skv_capture capture = {0};
     if (layer_object != Py_None) {
         if (!(layers = py_array(module, layer_object, "layers", NPY_INT32, 1, (npy_intp[]){-1}))) goto cleanup;
@@ -228,7 +230,8 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
     skv_status status;
     self->busy = 1;
     Py_BEGIN_ALLOW_THREADS status = skv_forward(self->session, span, (size_t)n_spans, PyArray_DATA(tokens), every != 0,
-                                                logits ? PyArray_DATA(logits) : NULL, layers ? &capture : NULL, &error);
+                                                logits ? PyArray_DATA(logits) : NULL, best ? PyArray_DATA(best) : NULL,
+                                                layers ? &capture : NULL, &error);
     Py_END_ALLOW_THREADS self->busy = 0;
     if (status && self->custom.type) {
         PyErr_Restore(self->custom.type, self->custom.value, self->custom.traceback);
@@ -252,6 +255,7 @@ cleanup:
     Py_XDECREF(logits);
     Py_XDECREF(layers);
     Py_XDECREF(states);
+    Py_XDECREF(best);
     return result;
 }
 
@@ -399,12 +403,15 @@ static PyMethodDef session_methods[] = {
     {"row_bytes", session_row_bytes, METH_VARARGS,
      "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
     {"forward", KEYWORDS(session_forward),
-     "forward(spans, tokens, logits=None, every=False, layers=None, states=None) -> list of (index of a steered token, "
+     "forward(spans, tokens, logits=None, every=False, layers=None, states=None, best=None) -> list of (index of a "
+     "steered token, "
      "its α).\n"
      "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be "
      "filled if every, else "
      "[n, vocab],\n"
-     "those of each span's last token; states float32 [n_layers, n_tokens, hidden]: those entering the blocks "
+     "those of each span's last token; best int32 [as logits], with logits: filled with the ids of the largest, ties "
+     "to the lower, −1 where it is not finite,\n"
+     "and logits with anything; states float32 [n_layers, n_tokens, hidden]: those entering the blocks "
      "`layers`, or after the final "
      "norm."},
     {"sample", session_sample, METH_VARARGS,

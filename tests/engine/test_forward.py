@@ -58,6 +58,23 @@ def test_every_family_and_rope_equals_the_reference(family, rope, backend):
     assert np.abs(got - other).max() > 1e-3 * np.abs(expected).max()  # the bound tells one scaling from another
 
 
+@pytest.mark.parametrize("rows", [3, 6])
+def test_ids_of_the_largest_logits_in_their_place(core, backend, rows):
+    """Which a device then keeps to itself."""
+    session = _skipkv.Session(core, rows=2 * rows)
+    numbers = [session.open(40) for _ in range(2 * rows)]
+    logits, untouched = np.empty((2, rows, CONFIG["vocab"]), np.float32), np.float32(-7)
+    for step in range(4):
+        tokens = TOKENS[step * rows : (step + 1) * rows]
+        ids = np.empty(rows, np.int32)
+        logits[1] = untouched
+        for half, best in ((0, None), (1, ids)):
+            spans = np.array([(row, 1) for row in numbers[half::2]], np.int32)
+            session.forward(spans, tokens, logits[half], best=best)
+        assert np.array_equal(ids, logits[0].argmax(1))
+        assert np.array_equal(logits[1], np.full_like(logits[0], untouched) if backend in DEVICES else logits[0])
+
+
 def test_a_step_calls_no_allocator_and_pages_come_back(core):
     session = _skipkv.Session(core)
     row = session.open(300)

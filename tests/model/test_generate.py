@@ -109,9 +109,9 @@ def test_samples_share_one_prefill(model):
         def __getattr__(self, name):
             return getattr(session, name)
 
-        def forward(self, spans, tokens, *rest):
+        def forward(self, spans, tokens, *rest, **named):
             seen.append(len(tokens))
-            return session.forward(spans, tokens, *rest)
+            return session.forward(spans, tokens, *rest, **named)
 
     work.session = Counting()
     list(work.events())

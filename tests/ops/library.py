@@ -103,8 +103,14 @@ class World:
     def linear(self, weights, x, bias=None, dtype="f32", host=False) -> np.ndarray:
         y = np.zeros((len(x), len(weights)), np.float32)
         w, x, bias = floats(weights), floats(x), None if bias is None else floats(bias)
-        self.call("linear", DTYPES[dtype], *w.shape, w, bias, x, len(x), y, int(host))
+        self.call("linear", DTYPES[dtype], *w.shape, w, bias, x, len(x), y, int(host), None)
         return y
+
+    def best(self, weights, x, dtype="f32") -> np.ndarray:
+        w, x, found = floats(weights), floats(x), np.zeros(len(x), np.int32)
+        y = np.zeros((len(x), len(w)), np.float32)
+        self.call("linear", DTYPES[dtype], *w.shape, w, None, x, len(x), y, 1, found)
+        return found
 
     def begin(self, counts, ids=None, alphas=None, marks=None, lengths=None, rows=None) -> int:
         """Feed counts[p] tokens to row rows[p]; returns how many in all."""

@@ -129,9 +129,9 @@ API void ops_close(ops_world *w) {
 }
 
 /* y [n, n_out] = x [n, n_in] · (first half and second half of the outputs as two jobs)ᵀ + bias; host: through
- * `project`. */
+ * `project`, with best [n] if that is not NULL. */
 API void ops_linear(ops_world *w, int type, int32_t n_out, int32_t n_in, const float *weights, const float *bias,
-                    const float *x, size_t n, float *y, int host) {
+                    const float *x, size_t n, float *y, int host, int32_t *best) {
     const skv_backend *ops = w->device->backend;
     skv_matrix m = {.n_out = n_out, .n_in = n_in, .type = (skv_dtype)type};
     ops->pack(w->device, &m, weights, SKV_F32);
@@ -139,7 +139,7 @@ API void ops_linear(ops_world *w, int type, int32_t n_out, int32_t n_in, const f
     float *twice = put(w, y, n * (size_t)n_out);
     skv_error error;
     if (host) {
-        ops->project(w->device, &m, dx, n, y);
+        ops->project(w->device, &m, dx, n, y, best);
         ops->sync(w->device, &error);
     } else {
         ops->linear(w->device, (skv_linear[]){{&m, NULL, twice}, {&m, dbias, dy}}, 2, dx, n);

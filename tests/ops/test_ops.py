@@ -61,6 +61,22 @@ def test_up_to_four_rows_are_each_as_if_alone(world, dtype, n_in):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("n", [1, 6, 140])  # more rows than are made at a time
+def test_the_best_output_is_the_lowest_of_the_largest(world, dtype, n):
+    r, w = rng(dtype, n), world()
+    weights, x = r.integers(-8, 9, (1500, 3)), r.integers(-4, 5, (n, 3))  # exact, with many ties
+    assert (w.best(weights, x, dtype) == (x @ weights.T).argmax(1)).all()
+
+
+@pytest.mark.parametrize("logits, best", [
+    ([3], 0), ([1, np.nan, 2], 2), ([np.nan, 1, 2], -1), ([1, np.inf, 2], -1), ([-np.inf, -np.inf], -1),
+    ([-np.inf, np.nan, -5], 2),
+])  # fmt: skip
+def test_no_output_is_best_where_it_is_not_finite(world, logits, best):
+    assert world().best(np.reshape(logits, (-1, 1)), [[1]]) == [best]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_embed(world, dtype):
     r, w = rng(dtype), world(hidden=37)
     table = r.normal(size=(70, 37)).astype(np.float32)
