@@ -20,6 +20,7 @@ typedef struct skv_matrix {
 typedef struct skv_head {
     char **pages; /* device addresses */
     int32_t n_pages, n_slots;
+    uint64_t version; /* of the list of pages; no other list of the cache has or had the same */
 } skv_head;
 
 /* A page holds keys [SKV_PAGE, stride] at its start, values [SKV_PAGE, stride], both in the cache's type, positions
@@ -62,6 +63,7 @@ typedef struct skv_token {
 
 /* n consecutive tokens of one row inside a flat batch. */
 typedef struct skv_part {
+    int32_t row;      /* of the session, below the workload's n_rows */
     size_t first, n;  /* of the batch's tokens */
     int32_t position; /* of its first token */
     skv_head *heads;  /* [n_layers, n_kv_heads]; slots for the n tokens are there already, the newest ones */
@@ -261,7 +263,9 @@ typedef struct skv_backend {
 } skv_backend;
 
 /* What a backend in a shared object of its own must have been compiled with. */
-#define SKV_ABI (sizeof(skv_backend) ^ sizeof(skv_workload) << 10 ^ sizeof(skv_job) << 20 ^ sizeof(skv_config) << 30)
+#define SKV_ABI                                                                                                        \
+    (sizeof(skv_backend) ^ sizeof(skv_workload) << 10 ^ sizeof(skv_job) << 20 ^ sizeof(skv_config) << 30 ^             \
+     sizeof(skv_part) << 40)
 
 /* A device of the named variant, or with NULL of the best one that this machine can run. backend NULL: the CPU. */
 skv_device *skv_device_open(const skv_backend *backend, const char *variant, int n_threads, skv_error *error);

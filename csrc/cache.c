@@ -45,6 +45,7 @@ void skv_cache_release(skv_cache *c, size_t n) { c->n_reserved -= n; }
 
 void skv_cache_extend(skv_cache *c, skv_head *head, size_t n) {
     head->n_slots += (int32_t)n;
+    if ((size_t)head->n_pages < skv_cache_pages((size_t)head->n_slots)) head->version = ++c->n_versions;
     while ((size_t)head->n_pages * SKV_PAGE < (size_t)head->n_slots) {
         assert(c->n_free);
         head->pages[head->n_pages++] = c->free_pages[--c->n_free];
@@ -53,6 +54,7 @@ void skv_cache_extend(skv_cache *c, skv_head *head, size_t n) {
 }
 
 void skv_cache_truncate(skv_cache *c, skv_head *head, size_t n) {
+    if ((size_t)head->n_pages > skv_cache_pages(n)) head->version = ++c->n_versions;
     while ((size_t)head->n_pages * SKV_PAGE >= n + SKV_PAGE) c->free_pages[c->n_free++] = head->pages[--head->n_pages];
     head->n_slots = (int32_t)n;
 }

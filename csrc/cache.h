@@ -14,6 +14,7 @@ typedef struct skv_cache {
     size_t n_chunks;
     char **free_pages;                              /* a stack */
     size_t n_free, n_pages, n_reserved, peak_pages; /* peak: most in use at once */
+    uint64_t n_versions;                            /* of lists of pages */
 } skv_cache;
 
 skv_cache_shape skv_cache_shape_of(int32_t head_dim, skv_dtype type, bool sums);

@@ -51,7 +51,8 @@ static skv_status prepare(skv_session *s, const skv_span *spans, size_t n_spans,
     }
     for (size_t j = 0, first = 0; j < n_spans; first += (size_t)spans[j++].n) {
         skv_row *r = s->rows + spans[j].row;
-        s->parts[j] = (skv_part){.first = first,
+        s->parts[j] = (skv_part){.row = spans[j].row,
+                                 .first = first,
                                  .n = (size_t)spans[j].n,
                                  .position = r->n_tokens,
                                  .heads = r->heads,

@@ -144,16 +144,18 @@ struct cu_device {
     size_t slab_left;
 
     /* Workspace, made by reserve */
-    char *staging, *staged; /* pinned, and device: what begin tells of a batch */
+    char *staging; /* pinned: what begin tells of a batch, and pages that are new */
     size_t staging_bytes;
-    float *inv_freq;      /* [head_dim / 2] */
-    float *cosine, *sine; /* [n_tokens, head_dim / 2] */
-    float *partials;      /* [n_rows, n_heads, runs, stride + 2] */
-    float *stats;         /* [n_tokens, n_heads, 2] maximum and sum of a query's softmax */
-    void *narrow;         /* [2, n_tokens, widest input] bf16 */
-    float *logits;        /* [cu_logit_rows, vocab] */
-    int32_t *best;        /* [n_tokens] the largest logits' */
-    float *halves;        /* [n_halves] products with both parts of few rows */
+    cu_block_of_memory staged, tables; /* the same; the lists of pages [n_rows, n_cache_heads · pages of head_slots] */
+    std::vector<uint64_t> versions;    /* [n_rows] the newest of a row's lists that are in tables; 0: none */
+    float *inv_freq;                   /* [head_dim / 2] */
+    float *cosine, *sine;              /* [n_tokens, head_dim / 2] */
+    float *partials;                   /* [n_rows, n_heads, runs, stride + 2] */
+    float *stats;                      /* [n_tokens, n_heads, 2] maximum and sum of a query's softmax */
+    void *narrow;                      /* [2, n_tokens, widest input] bf16 */
+    float *logits;                     /* [cu_logit_rows, vocab] */
+    int32_t *best;                     /* [n_tokens] the largest logits' */
+    float *halves;                     /* [n_halves] products with both parts of few rows */
     size_t n_halves;
     std::vector<std::vector<char>> uploads; /* what was written since the last sync; the copies may not have begun */
     cu_block_of_memory areas, jobs, page_lists, results, similar, vectors, packing, order;

@@ -3,6 +3,7 @@
  * kernel          grid, block                  moves                        why
  * angle_kernel    [tokens × pairs / 256], 256  writes 8 bytes a pair        the angles of all layers, once a forward
  */
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -359,7 +360,8 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
     const size_t had = d->work.config ? d->work.n_tokens : 0;
     const size_t heads = work->n_rows * n_cache_heads(c);
     const size_t blocks = (n * group + QUERIES - 1) / QUERIES + work->n_rows;
-    const size_t bytes = lay_out(n, work->n_rows, heads, blocks, heads * n_pages(work->head_slots)).bytes;
+    const size_t pages = heads * n_pages(work->head_slots);
+    const size_t bytes = lay_out(n, work->n_rows, heads, blocks, pages).bytes;
     const size_t logits = cu_logit_rows(work) * size_t(c->vocab), few = FEW_ROWS * widest_output(c);
     const size_t halves = 2 * (few > logits ? few : logits);
     bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) &&
@@ -371,11 +373,13 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
                 make(d, &d->halves, d->n_halves, halves) &&
                 make(d, &d->logits, had ? cu_logit_rows(&d->work) * size_t(c->vocab) : 0, logits) &&
                 make(d, reinterpret_cast<float **>(&d->best), had, n) &&
+                grow(d, &d->staged, lay_out(n, work->n_rows, heads, blocks, 0).bytes) &&
+                grow(d, &d->tables, pages * sizeof(char *)) &&
                 (!work->n_due || grow(d, &d->areas, cu_area_bytes(work)));
+    d->versions.assign(work->n_rows, 0); /* if the tables moved, they are empty */
     if (room && bytes > d->staging_bytes) {
         void *pinned = nullptr;
-        room = replace(d, reinterpret_cast<void **>(&d->staged), d->staging_bytes, bytes);
-        if (room && cudaMallocHost(&pinned, bytes) != cudaSuccess) {
+        if (cudaMallocHost(&pinned, bytes) != cudaSuccess) {
             cudaGetLastError();
             snprintf(base->shortage, sizeof base->shortage, "%zu bytes of pinned memory asked", bytes);
             room = false;
@@ -406,20 +410,30 @@ static __global__ void angle_kernel(cu_batch b, const float *inv_freq, int half,
     sine[i] = float(factor * s);
 }
 
+static uint64_t newest_version(const skv_part *part, size_t n_heads) {
+    uint64_t newest = 0;
+    for (size_t h = 0; h < n_heads; h++) newest = std::max(newest, part->heads[h].version);
+    return newest;
+}
+
+/* The lists of pages, 30 MB for 256 rows of 8192 tokens and 112 heads, stay on the device; a row's are sent when one
+ * of them has changed, which is once in SKV_PAGE steps. */
 void cu_begin(skv_device *base, const skv_batch *batch) {
     cu_device *d = cu_of(base);
     const skv_config *c = d->work.config;
-    const size_t per_row = n_cache_heads(c), group = size_t(c->n_heads) / size_t(c->n_kv_heads);
+    const size_t per_row = n_cache_heads(c), per_table = per_row * n_pages(d->work.head_slots),
+                 group = size_t(c->n_heads) / size_t(c->n_kv_heads);
     if (base->error.code || !cu_check(d, cudaSetDevice(d->index), "cudaSetDevice")) return;
     size_t blocks = 0, pages = 0;
     int32_t longest = 0;
-    for (size_t p = 0; p < batch->n_parts; p++) {
-        blocks += (batch->parts[p].n * group + QUERIES - 1) / QUERIES;
+    for (const skv_part *part = batch->parts; part < batch->parts + batch->n_parts; part++) {
+        size_t n = 0;
+        blocks += (part->n * group + QUERIES - 1) / QUERIES;
         for (size_t h = 0; h < per_row; h++) {
-            const int32_t n = batch->parts[p].heads[h].n_pages;
-            pages += size_t(n);
-            longest = n > longest ? n : longest;
+            n += size_t(part->heads[h].n_pages);
+            longest = std::max(longest, part->heads[h].n_pages);
         }
+        if (newest_version(part, per_row) != d->versions[size_t(part->row)]) pages += n;
     }
     const layout l = lay_out(batch->n_tokens, batch->n_parts, batch->n_parts * per_row, blocks, pages);
     cu_flush(d);
@@ -433,7 +447,7 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
     auto *heads = reinterpret_cast<cu_head *>(d->staging + l.heads);
     auto *block = reinterpret_cast<cu_block *>(d->staging + l.blocks);
     auto *page = reinterpret_cast<char **>(d->staging + l.pages);
-    char *const *page_there = reinterpret_cast<char **>(d->staged + l.pages);
+    char *staged = static_cast<char *>(d->staged.data);
     for (size_t p = 0; p < batch->n_parts; p++) {
         const skv_part *from = batch->parts + p;
         parts[p] = {from->ring,       from->sum,      from->vector,       int32_t(from->first),
@@ -444,22 +458,32 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
                 t->vector, t->id,     from->position + int32_t(i), int32_t(p), int32_t(t->mark), t->length,
                 t->alpha,  t->steered};
         }
+        char **const table = static_cast<char **>(d->tables.data) + size_t(from->row) * per_table, **there = table;
+        uint64_t &version = d->versions[size_t(from->row)];
+        const bool is_new = version != newest_version(from, per_row);
         for (size_t h = 0; h < per_row; h++) {
             const skv_head *head = from->heads + h;
-            heads[p * per_row + h] = {page_there, head->n_slots};
-            memcpy(page, head->pages, size_t(head->n_pages) * sizeof *page);
-            page += head->n_pages, page_there += head->n_pages;
+            heads[p * per_row + h] = {there, head->n_slots};
+            if (is_new) memcpy(page + (there - table), head->pages, size_t(head->n_pages) * sizeof *page);
+            there += head->n_pages;
+        }
+        if (is_new) {
+            const size_t n = size_t(there - table);
+            if (!cu_check(d, cudaMemcpyAsync(table, page, n * sizeof *page, cudaMemcpyHostToDevice, d->stream),
+                          "a row's pages"))
+                return;
+            page += n, version = newest_version(from, per_row);
         }
         for (size_t first = 0; first < from->n * group; first += QUERIES) *block++ = {int32_t(p), int32_t(first)};
     }
-    if (!cu_check(d, cudaMemcpyAsync(d->staged, d->staging, l.bytes, cudaMemcpyHostToDevice, d->stream), "the batch"))
+    if (!cu_check(d, cudaMemcpyAsync(staged, d->staging, l.pages, cudaMemcpyHostToDevice, d->stream), "the batch"))
         return;
     d->host = batch;
     d->recording = batch->n_tokens == batch->n_parts;
-    d->batch = {reinterpret_cast<const cu_token *>(d->staged + l.tokens),
-                reinterpret_cast<const cu_part *>(d->staged + l.parts),
-                reinterpret_cast<const cu_head *>(d->staged + l.heads),
-                reinterpret_cast<const cu_block *>(d->staged + l.blocks),
+    d->batch = {reinterpret_cast<const cu_token *>(staged + l.tokens),
+                reinterpret_cast<const cu_part *>(staged + l.parts),
+                reinterpret_cast<const cu_head *>(staged + l.heads),
+                reinterpret_cast<const cu_block *>(staged + l.blocks),
                 d->cosine,
                 d->sine,
                 int32_t(batch->n_tokens),

@@ -58,6 +58,29 @@ def test_every_family_and_rope_equals_the_reference(family, rope, backend):
     assert np.abs(got - other).max() > 1e-3 * np.abs(expected).max()  # the bound tells one scaling from another
 
 
+def test_rows_that_come_and_go_have_their_own_pages(core):
+    """In changing order and over a page's edge, while one is copied and another one's place is taken."""
+    session, alone = _skipkv.Session(core, rows=3), _skipkv.Session(core, rows=2)
+    texts = TOKENS[:70], TOKENS[70:140]
+    wanted = [feed(alone, alone.open(100), text) for text in texts]
+    rows = [(session.open(100), text) for text in range(2)]
+    for number, text in rows:
+        feed(session, number, texts[text][:61])
+    got = np.empty((3, CONFIG["vocab"]), np.float32)
+    for at in range(61, 69):
+        if at == 66:
+            session.close(rows[0][0])
+            rows[0] = session.open(100), 1 - rows[0][1]
+            feed(session, rows[0][0], texts[rows[0][1]][:at])
+        if at == 63:
+            rows.append((session.fork(rows[1][0], 100, 1), rows[1][1]))
+        rows.reverse()
+        tokens = np.array([texts[text][at] for _, text in rows], np.int32)
+        session.forward(np.array([(number, 1) for number, _ in rows], np.int32), tokens, got[: len(rows)])
+        for line, (_, text) in zip(got, rows, strict=False):
+            assert np.abs(line - wanted[text][at]).max() <= SPLIT * np.abs(wanted[text]).max()
+
+
 @pytest.mark.parametrize("rows", [3, 6])
 def test_ids_of_the_largest_logits_in_their_place(core, backend, rows):
     """Which a device then keeps to itself."""

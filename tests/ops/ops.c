@@ -178,7 +178,8 @@ API void ops_begin(ops_world *w, size_t n_parts, const int32_t *rows, const int3
     size_t t = 0;
     for (size_t p = 0; p < n_parts; p++) {
         ops_row *r = w->rows + rows[p];
-        w->parts[p] = (skv_part){.first = t,
+        w->parts[p] = (skv_part){.row = rows[p],
+                                 .first = t,
                                  .n = (size_t)counts[p],
                                  .position = r->n_tokens,
                                  .heads = r->heads,
