@@ -3,7 +3,8 @@
  * kernel           grid, block                moves                               why
  * select_kernel    [heads, or layers], 256    scores: four passes of the radix    exact thresholds, ties to the lower
  *                                             select, one that writes             slot, no sort
- * compact_kernel   [jobs], 256                each moved slot once                in place: slots only move down
+ * compact_kernel   [jobs, 2], 256             each moved slot once                in place: slots only move down; keys
+ *                                                                                 and positions, values and sums
  * reorder_kernel   [64], 256                  each slot twice, through scratch    slots in order of score (compat)
  */
 #include <cstring>
@@ -332,15 +333,14 @@ static __global__ void __launch_bounds__(THREADS, 1)
     __shared__ cu_job job;
     load_job(jobs + blockIdx.x, &job);
     const int32_t n = results[blockIdx.x].n_kept;
+    const bool first = blockIdx.y == 0;
     if (!job.scored) return; /* the whole block */
     if (job.held) {
-        relist(job, n);
+        if (first) relist(job, n);
         return;
     }
-    close_vectors(cache, job, n, 0);
-    close_vectors(cache, job, n, cache.values_at);
-    close_words(job, n, cache.positions_at);
-    if (cache.sums) close_words(job, n, cache.sums_at);
+    close_vectors(cache, job, n, first ? 0 : cache.values_at);
+    if (first || cache.sums) close_words(job, n, first ? cache.positions_at : cache.sums_at);
 }
 
 /* One part of the slots, `words` uint32 wide each and at `at` in its page, in any order, through scratch. */
@@ -385,7 +385,7 @@ void cu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, siz
     if (!cu_upload_jobs(d, s, jobs, n_jobs)) return;
     const auto *results = static_cast<const cu_result *>(d->results.data);
     if (!(s->method->compat & SKV_COMPAT_SCORE_ORDER)) {
-        CU_LAUNCH(d, compact_kernel, unsigned(n_jobs), THREADS, 0, cu_jobs(d), d->cache, results);
+        CU_LAUNCH(d, compact_kernel, dim3(unsigned(n_jobs), 2), THREADS, 0, cu_jobs(d), d->cache, results);
         return;
     }
     size_t most = 0;

@@ -7,9 +7,9 @@
  *                                                                                    the traffic; a warp two outputs
  * tile_kernel      [outputs / 64, rows / 32], 128     every weight once for 32 rows  deterministic: one order of
  *                                                                                    summation whatever the batch
- * halves_kernel    [outputs / 256], 256               reads two products, writes y   few rows: both parts of x in one
- * bias_kernel      [outputs / 256], 256               writes y                       cuBLAS adds to it (beta = 1)
- * split_kernel     [inputs / 256], 256                x as a sum of two bf16          f32 activations times bf16
+ * halves_kernel    [rows, outputs / 256], 256         reads two products, writes y   few rows: both parts of x in one
+ * bias_kernel      [rows, outputs / 256], 256         writes y                       cuBLAS adds to it (beta = 1)
+ * split_kernel     [rows, inputs / 256], 256          x as a sum of two bf16          f32 activations times bf16
  *                                                                                    weights, as on the CPU: rounding
  *                                                                                    them once moves logits by percents
  * best_kernel      [rows], 1024                       logits once, from L2           only ids leave the device
@@ -321,23 +321,27 @@ static void multiply_tiles(cu_device *d, const skv_linear *job, const float *x, 
 
 /* ---- many rows ---- */
 
-static __global__ void bias_kernel(const float *bias, size_t n_out, size_t n, float *y) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = bias[i % n_out];
+/* A block for 256 elements of a row, so that nobody divides by its length. */
+static dim3 row_blocks(size_t n, size_t width) { return dim3(unsigned(n), cu_blocks(width, THREADS)); }
+
+static __global__ void bias_kernel(const float *bias, size_t n_out, float *y) {
+    const size_t o = size_t(blockIdx.y) * THREADS + threadIdx.x;
+    if (o < n_out) y[blockIdx.x * n_out + o] = bias[o];
 }
 
-/* x = high + low, each [n / row, row]. */
-static __global__ void split_kernel(const float *x, size_t n_in, size_t row, size_t n, __nv_bfloat16 *high) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    const float value = i % row < n_in ? x[i / row * n_in + i % row] : 0.0f;
-    high[i] = __float2bfloat16_rn(value);
-    high[n + i] = __float2bfloat16_rn(value - __bfloat162float(high[i]));
+/* x = high + low, each [n, row]. */
+static __global__ void split_kernel(const float *x, size_t n_in, size_t row, __nv_bfloat16 *high) {
+    const size_t i = size_t(blockIdx.y) * THREADS + threadIdx.x, at = blockIdx.x * row + i;
+    if (i >= row) return;
+    const float value = i < n_in ? x[blockIdx.x * n_in + i] : 0.0f;
+    const __nv_bfloat16 part = __float2bfloat16_rn(value);
+    high[at] = part;
+    high[gridDim.x * row + at] = __float2bfloat16_rn(value - __bfloat162float(part));
 }
 
 static void fill_bias(cu_device *d, const skv_linear *job, size_t n) {
     const size_t n_out = size_t(job->w->n_out);
-    CU_LAUNCH(d, bias_kernel, cu_blocks(n * n_out, THREADS), THREADS, 0, job->bias, n_out, n * n_out, job->y);
+    CU_LAUNCH(d, bias_kernel, row_blocks(n, n_out), THREADS, 0, job->bias, n_out, job->y);
 }
 
 /* y [n, n_out] ← beta y + x Wᵀ */
@@ -363,9 +367,9 @@ static void gemm(cu_device *d, const skv_matrix *w, const void *x, size_t row_x,
 }
 
 /* y ← both halves of sums [2, n, n_out] and the bias. */
-static __global__ void halves_kernel(const float *sums, const float *bias, size_t n_out, size_t n, float *y) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = sums[i] + sums[n + i] + (bias ? bias[i % n_out] : 0.0f);
+static __global__ void halves_kernel(const float *sums, const float *bias, size_t n_out, float *y) {
+    const size_t o = size_t(blockIdx.y) * THREADS + threadIdx.x, at = blockIdx.x * n_out + o;
+    if (o < n_out) y[at] = sums[at] + sums[gridDim.x * n_out + at] + (bias ? bias[o] : 0.0f);
 }
 
 /* Products with bf16 weights: both parts of x are columns of one product while they are few, so that the weights are
@@ -373,13 +377,12 @@ static __global__ void halves_kernel(const float *sums, const float *bias, size_
 static void multiply_split(cu_device *d, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n) {
     const size_t row = row_of(jobs[0].w), n_in = size_t(jobs[0].w->n_in);
     auto *high = static_cast<__nv_bfloat16 *>(d->narrow);
-    CU_LAUNCH(d, split_kernel, cu_blocks(n * row, THREADS), THREADS, 0, x, n_in, row, n * row, high);
+    CU_LAUNCH(d, split_kernel, row_blocks(n, row), THREADS, 0, x, n_in, row, high);
     for (const skv_linear *job = jobs; job < jobs + n_jobs; job++) {
         const size_t n_out = size_t(job->w->n_out);
         if (2 * n * n_out <= d->n_halves) {
             gemm(d, job->w, high, row, CUDA_R_16BF, 2 * n, 0, d->halves);
-            CU_LAUNCH(d, halves_kernel, cu_blocks(n * n_out, THREADS), THREADS, 0, d->halves, job->bias, n_out,
-                      n * n_out, job->y);
+            CU_LAUNCH(d, halves_kernel, row_blocks(n, n_out), THREADS, 0, d->halves, job->bias, n_out, job->y);
             continue;
         }
         if (job->bias) fill_bias(d, job, n);

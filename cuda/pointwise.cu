@@ -3,7 +3,7 @@
  * kernel            grid, block                      moves                           why
  * rmsnorm_rows      [rows], 256                      reads x twice, writes once      a hidden state is wide: a block
  * rmsnorm_heads     [rows / 8], 256                  the same                        a head is narrow: a warp
- * rope_kernel       [elements / 256], 256            reads and writes x              a thread turns a pair
+ * rope_kernel       [tokens, pairs / 256], 256       reads and writes x              a thread turns a pair
  * steer_kernel      [tokens, hidden / 256], 256      x of steered tokens
  * silu_kernel, add_kernel, last_kernel [n / 256], 256 one pass over their operands
  * sentence_kernel   [parts], 256                     reads x once                    tokens of a row come in order
@@ -39,12 +39,11 @@ void cu_rmsnorm(skv_device *base, const float *x, const float *w, float eps, siz
 }
 
 /* x [n_tokens, n_heads, head_dim]: element i is paired with i + head_dim / 2. */
-static __global__ void rope_kernel(float *x, size_t n, size_t n_heads, size_t half, const float *cosine,
-                                   const float *sine) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    const size_t pair = i % half, head = i / half, at = head / n_heads * half + pair;
-    float *a = x + head * 2 * half + pair, *b = a + half;
+static __global__ void rope_kernel(float *x, uint32_t n_heads, uint32_t half, const float *cosine, const float *sine) {
+    const uint32_t i = blockIdx.y * THREADS + threadIdx.x, pair = i % half;
+    if (i >= n_heads * half) return;
+    const size_t at = size_t(blockIdx.x) * half + pair;
+    float *a = x + (size_t(blockIdx.x) * n_heads + i / half) * 2 * half + pair, *b = a + half;
     const float first = *a, second = *b;
     *a = first * cosine[at] - second * sine[at];
     *b = second * cosine[at] + first * sine[at];
@@ -52,8 +51,9 @@ static __global__ void rope_kernel(float *x, size_t n, size_t n_heads, size_t ha
 
 void cu_rope(skv_device *base, float *x, size_t n_heads) {
     cu_device *d = cu_of(base);
-    const size_t half = size_t(d->cache.dim) / 2, n = size_t(d->batch.n_tokens) * n_heads * half;
-    CU_LAUNCH(d, rope_kernel, cu_blocks(n, THREADS), THREADS, 0, x, n, n_heads, half, d->cosine, d->sine);
+    const size_t half = size_t(d->cache.dim) / 2;
+    CU_LAUNCH(d, rope_kernel, dim3(unsigned(d->batch.n_tokens), cu_blocks(n_heads * half, THREADS)), THREADS, 0, x,
+              uint32_t(n_heads), uint32_t(half), d->cosine, d->sine);
 }
 
 static __global__ void steer_kernel(cu_batch b, int32_t layer, int32_t hidden, float *x) {
@@ -106,6 +106,7 @@ static __global__ void last_kernel(cu_batch b, int32_t hidden, const float *x, f
 void cu_last(skv_device *base, const float *x, float *y) {
     cu_device *d = cu_of(base);
     const int32_t hidden = d->work.config->hidden;
+    if (x == y && d->batch.n_tokens == d->batch.n_parts) return; /* each is in its place */
     CU_LAUNCH(d, last_kernel, cu_blocks(size_t(hidden), THREADS), THREADS, 0, d->batch, hidden, x, y);
 }
 

@@ -55,7 +55,7 @@ def table(text):
     # a search of the redundancy that a block a head would take for ever
     (f"{QWEN} --context 4200 --layers 1 --method skipkv:budget=1024", "search_kernel<__nv_bfloat16>", (4, 66, 1)),
     # matrices of 3.8 G elements: many rows, few rows, float32, and our own products
-    (f"{QWEN} --rows 100 --context 200 --layers 1 --vocab 1048576", "halves_kernel", (131072, 1, 1)),
+    (f"{QWEN} --rows 100 --context 200 --layers 1 --vocab 1048576", "halves_kernel", (100, 4096, 1)),
     (f"{QWEN} --rows 2 --context 200 --layers 1 --vocab 1048576", "gemv_kernel<__nv_bfloat16,2>", (131072, 1, 1)),
     (f"{QWEN} --rows 2 --context 200 --layers 1 --vocab 1048576 --dtype f32 --cache f32", "gemv_kernel<float,2>",
      (131072, 1, 1)),
