@@ -104,8 +104,8 @@ def record(
         watch(None, True, False)
         open_rows = [row] + [session.fork(row, context + 1, i) for i in range(1, rows)]
         watch(None, True, corners)
-        logits = np.empty((rows, config.vocab), np.float32)
-        session.forward(np.array([(row, 1) for row in open_rows], np.int32), np.full(rows, token, np.int32), logits)
+        spans, logits = np.array([(row, 1) for row in open_rows], np.int32), np.empty((rows, config.vocab), np.float32)
+        session.forward(spans, np.full(rows, token, np.int32), logits, best=np.empty(rows, np.int32))
         return read(library, path)
 
 
