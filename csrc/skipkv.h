@@ -162,8 +162,8 @@ typedef struct skv_capture {
 } skv_capture;
 
 /* Feeds a flat batch: tokens of span 0, then of span 1, … Spans name distinct rows. logits [n_tokens, vocab] where
- * every is true, else [n_spans, vocab]: those of each span's last token; NULL: none. Where best
- * [as logits] is not NULL, it gets the id of each token's largest logit, ties to the lower one, −1 where that is not
+ * every is true, else [n_spans, vocab]: those of each span's last token; NULL: none. Where best [as
+ * logits] is not NULL, it gets the id of each token's largest logit, ties to the lower one, −1 where that is not
  * finite; logits are then scratch. capture may be NULL. */
 skv_status skv_forward(skv_session *session, const skv_span *spans, size_t n_spans, const int32_t *tokens, bool every,
                        float *logits, int32_t *best, const skv_capture *capture, skv_error *error);

@@ -404,8 +404,7 @@ static PyMethodDef session_methods[] = {
      "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
     {"forward", KEYWORDS(session_forward),
      "forward(spans, tokens, logits=None, every=False, layers=None, states=None, best=None) -> list of (index of a "
-     "steered token, "
-     "its α).\n"
+     "steered token, its α).\n"
      "spans [n, 2] int32 (row, number of tokens), tokens [n_tokens] int32, logits float32 [n_tokens, vocab] to be "
      "filled if every, else "
      "[n, vocab],\n"

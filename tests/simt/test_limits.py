@@ -60,7 +60,7 @@ def table(text):
     (f"{QWEN} --rows 2 --context 200 --layers 1 --vocab 1048576 --dtype f32 --cache f32", "gemv_kernel<float,2>",
      (131072, 1, 1)),
     (f"{QWEN} --rows 64 --context 200 --layers 1 --vocab 1048576 --variant cuda:0:deterministic", "tile_kernel",
-     (16384, 1, 1)),
+     (16384, 2, 1)),
     # tokens × heads beyond 65,535 in one forward
     (f"{QWEN} --rows 4096 --context 1 --layers 1 --vocab 1000", "merge_kernel", (14336, 1, 1)),
     ("head-256 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,4>", (2, 4, 1)),
