@@ -58,7 +58,7 @@ def _markdown(summary: Summary) -> str:
     parts = []
     for _, part in summary.comparisons():
         parts += [f"## {part.heading}", part.table().markdown(), part.behaviour().markdown()]
-        parts += [f"    {' '.join(row.command.split())}" for row in part.rows if row.command]
+        parts += dict.fromkeys(f"    {' '.join(row.command.split())}" for row in part.rows if row.command)
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 

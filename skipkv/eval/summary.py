@@ -44,7 +44,8 @@ def summarise(
         A record's run is not described, or without its method.
     """
     texts: dict[str, list[Record]] = {run: [] for run in runs}
-    for record in sorted(records, key=lambda r: r.sample):
+    # In an order of their own: the bootstrap draws places, and texts end in another order each time.
+    for record in sorted(records, key=lambda r: (r.item, r.sample)):
         if not isinstance(runs.get(record.run, {}).get("method"), str):
             raise ConfigError(f"run {record.run!r:.80} of item {record.item!r:.80} has no description with its method")
         texts[record.run].append(record)

@@ -96,7 +96,7 @@ def real(model):
     for run, method in names.items():
         outs = model.generate([p["prompt"] for p in problems], method, progress=False, max_new_tokens=300)
         for i, (out, problem) in enumerate(zip(outs, problems, strict=True)):
-            right = grade(out.text, problem["answer"])
+            right = grade("boxed", out.text, problem["answer"]).correct
             records.append(Record("tiny", f"p{i}", 0, method, run, out.prompt_tokens, out.tokens, out.text,
                                   out.finish_reason, {"flagged": 0}, 1.0, "s", right, Grade(right, None)))  # fmt: skip
     return Memory(records, runs)

@@ -63,6 +63,10 @@ def test_every_figure_has_an_interval_around_it(rows):
     assert rows["f"].accuracy.high - rows["f"].accuracy.low > 0.5  # three items say little
 
 
+def test_the_order_in_which_texts_ended_is_nothing_to_an_interval():
+    assert summarise(RECORDS[::-1], RUNS).as_dict() == summarise(RECORDS, RUNS).as_dict()
+
+
 def test_a_run_is_compared_with_the_full_cache_of_its_own_settings():
     other = RUNS["r"] | {"run": "o", "sampling": {"temperature": 0.0}}
     of = [replace(r, run="o") for r in RECORDS if r.run == "r"]
