@@ -200,6 +200,18 @@ def penalise(logits: np.ndarray, ids: Iterable[int], penalty: float) -> None:
         logits[seen] = np.where(found < 0, found * penalty, found / penalty)
 
 
+def pad(lengths: Sequence[int], rows: int, grouping: bool) -> tuple[list[int], list[int]]:
+    """The order in which prompts are taken, and what padding each would hold in its batch of so many rows."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__) if grouping else list(range(len(lengths)))
+    padding = [0] * len(lengths)
+    for first in range(0, len(order), rows):
+        group = order[first : first + rows]
+        longest = max(lengths[i] for i in group)
+        for i in group:
+            padding[i] = longest - lengths[i]
+    return order, padding
+
+
 class Interrupt:
     """While active, the first Ctrl-C only sets a flag, so that a run can end between two steps; the next one raises.
 
@@ -295,17 +307,10 @@ class Run:
         self.active: list[_Row] = []
         self.template: _Row | None = None
         self.outputs: dict[tuple[int, int], Generation] = {}
-        order = list(range(len(prompts)))
-        if options.grouping:
-            order.sort(key=lambda i: len(prompts[i]))
+        order, padding = pad([len(prompt) for prompt in prompts], options.rows, options.grouping)
         self.queue = deque((prompt, sample) for prompt in order for sample in range(options.n))
         self.asked: int | None = None  # the last prompt that `Options.admit` was asked about
-        self.reserves = dict.fromkeys(order, 0)
-        if options.padding == "reserve":
-            for i in range(0, len(order), options.rows):  # prompts that would share a padded batch
-                group = order[i : i + options.rows]
-                longest = max(len(prompts[j]) for j in group)
-                self.reserves |= {j: longest - len(prompts[j]) for j in group}
+        self.reserves = padding if options.padding == "reserve" else [0] * len(prompts)
         self._check()
 
     def _check(self) -> None:

@@ -101,10 +101,14 @@ def evaluate(
     KeyboardInterrupt
         Ctrl-C was pressed before all texts had ended; ``results`` as above. The same call goes on.
     """
-    made = Evaluation(
+    return finish(Evaluation(
         task, model, methods, data, prompt=prompt, out=out, samples=samples, limit=limit, unsafe=unsafe,
         fragmentation=fragmentation, progress=progress, command=command, **options,
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def finish(made: Evaluation) -> Results:
+    """Work to the end; an error has what there is by then as its ``results``."""
     try:
         for _ in made.rows():
             pass

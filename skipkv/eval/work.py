@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from os import PathLike, fspath
@@ -87,6 +87,7 @@ class Evaluation:
         self.about["items"] = {"n": len(self.items), "samples": self.samples}
         self._check(self.runs)
         self.store = Store(out, create=True)
+        self.interrupt = Interrupt()
 
     def _describe(self, prompt: str, digest: str, o: Options) -> dict[str, Any]:
         """All that the texts of all runs depend on, but for their methods."""
@@ -113,7 +114,7 @@ class Evaluation:
         """Work; yields each run when all its texts are there."""
         quiet = None if self.progress else True
         bar = tqdm(unit="text", leave=False, disable=quiet, dynamic_ncols=True)
-        with Interrupt() as self.interrupt, closing(self.store), bar as self.bar:
+        with self.interrupt, closing(self.store), bar as self.bar:
             left = self.runs
             if self.cap is None or any(run.share is not None for run in self.runs):
                 is_full = (run for run in self.runs if run.method.name == "full" and run.steering is None)
@@ -139,23 +140,28 @@ class Evaluation:
     def _resolve(self, runs: Sequence[MethodRun]) -> None:
         """Name runs of which budget and cap are known, and count what is there of them."""
         for run in runs:
-            run.cap = self.cap or run.cap
-            own = {"parameters": parameters(run.method), "steering": steering_text(run.steering), "cap": run.cap}
-            text = json.dumps(self.settings | own, sort_keys=True, default=str)
-            own |= {"method": str(run.method), "share": run.share} | self.about
-            line = {"run": hashlib.sha256(text.encode()).hexdigest()[:16]} | self.settings | own
-            run.line = json.loads(json.dumps(line, default=str))
+            self.name_run(run)
         once = {run.line["run"] if run.line else run: run for run in reversed(self.runs)}
         self.runs = [run for run in self.runs if run in once.values()]
         self._count()
+
+    def name_run(self, run: MethodRun) -> None:
+        """Write down all that a run's texts depend on, and hash it."""
+        run.cap = self.cap or run.cap
+        own = {"parameters": parameters(run.method), "steering": steering_text(run.steering), "cap": run.cap}
+        if not run.method.compacts:  # there is no budget to take padding off
+            own |= {"padding": "none", "grouping": False, "rows": None, "items": None}
+        text = json.dumps(self.settings | own, sort_keys=True, default=str)
+        own |= {"method": str(run.method), "share": run.share} | self.about
+        line = {"run": hashlib.sha256(text.encode()).hexdigest()[:16]} | self.settings | own
+        run.line = json.loads(json.dumps(line, default=str))
 
     def _work(self, runs: Sequence[MethodRun]) -> Iterator[MethodRun]:
         """Make what nobody has made of the runs, then wait for what others are making."""
         left = list(runs)
         while left:
-            for run in list(left):
-                self._make(run)
-                if all(key in self.store for key in self._keys(run)):
+            for _ in self._make(list(left)):
+                for run in [run for run in left if all(key in self.store for key in self._keys(run))]:
                     left.remove(run)
                     self._mark(run)
                     yield run
@@ -165,39 +171,48 @@ class Evaluation:
                 self.store.refresh()
                 self._count()
 
-    def _make(self, run: MethodRun) -> None:
-        keys = self._keys(run)
-        if not any(self.store.is_free(key) for key in keys):
-            return
+    def _make(self, runs: Sequence[MethodRun]) -> Iterator[None]:
+        """What is free of the runs; yields whenever some of them may have been completed."""
+        for run in runs:
+            keys = self._keys(run)
+            if any(self.store.is_free(key) for key in keys):
+                self._announce(run)
+                for record in self.texts(run, lambda p, s, keys=keys: self.store.claim(keys[p * self.samples + s])):
+                    self._keep(record)
+                self._stop_if_asked()
+            yield
+
+    def _announce(self, run: MethodRun) -> None:
         known = self.store.runs().get(run.line["run"])
         if known is None or any(known["items"][name] < n for name, n in self.about["items"].items()):
             self.store.add_run(run.line)
         self.bar.set_description(run.name)
+
+    def texts(self, run: MethodRun, admit: Callable[[int, int], bool]) -> Iterator[Record]:
+        """Those that are admitted, by the indices of item and sample, as they end, with what can be graded at once."""
         segment, begin = uuid.uuid4().hex[:12], time.perf_counter()
         options = self.options | {"max_new_tokens": run.cap, "n": self.samples, "trace": self.fragmentation}
-        events = self.model.stream(
-            self.prompts, run.method, run.steering, **options,
-            admit=lambda prompt, sample: self.store.claim(keys[prompt * self.samples + sample]),
-        )  # fmt: skip
-        for event in events:
+        for event in self.model.stream(self.prompts, run.method, run.steering, **options, admit=admit):
             if event.generation and event.generation.finish_reason == "interrupted":
                 self.interrupt.seen = True
             elif event.generation:
-                self._keep(run, event.generation, segment, time.perf_counter() - begin)
-        self._stop_if_asked()
+                record = self._record(run, event.generation, segment, time.perf_counter() - begin)
+                try:
+                    grade = mark(self.task.grading, self.items[event.prompt], record)
+                except BackendError:
+                    yield record  # to be graded by the next call
+                    raise
+                yield replace(record, grade=grade, correct=grade and grade.correct)
 
-    def _keep(self, run: MethodRun, made: Generation, segment: str, seconds: float) -> None:
-        item = self.items[made.prompt]
-        record = Record(
-            self.name, item.id, made.sample, run.name, run.line["run"], made.prompt_tokens, made.tokens, made.text,
-            made.finish_reason, asdict(made.stats) | (torn(made.trace) if made.trace else {}), seconds, segment,
+    def _record(self, run: MethodRun, made: Generation, segment: str, seconds: float) -> Record:
+        return Record(
+            self.name, self.items[made.prompt].id, made.sample, run.name, run.line["run"], made.prompt_tokens,
+            made.tokens, made.text, made.finish_reason,
+            asdict(made.stats) | (torn(made.trace) if made.trace else {}), seconds, segment,
         )  # fmt: skip
-        try:
-            grade = mark(self.task.grading, item, record)
-        except BackendError:
-            self.store.add(record)  # to be graded by the next call
-            raise
-        self.store.add(replace(record, grade=grade, correct=grade and grade.correct))
+
+    def _keep(self, record: Record) -> None:
+        self.store.add(record)
         self.bar.update()
 
     def _mark(self, run: MethodRun) -> None:

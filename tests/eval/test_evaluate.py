@@ -64,10 +64,10 @@ def test_a_larger_call_makes_only_what_is_missing(model, tmp_path, counted, opti
     run(model, methods, out=tmp_path, limit=2, **settings)
     assert not counted
     more = run(model, methods, out=tmp_path, limit=4, samples=2, **settings)
-    grouped = bool(options)  # reserves depend on which prompts there are: another run
-    assert len(counted) == (16 if grouped else 12) and len(more.runs) == (4 if grouped else 2)
+    grouped = bool(options)  # reserves depend on which prompts there are: another run, but not of the full cache
+    assert len(counted) == (14 if grouped else 12) and len(more.runs) == (3 if grouped else 2)
     assert texts(more) == texts(run(model, methods, limit=4, samples=2, **settings))
-    assert len(Store(tmp_path).records()) == (20 if grouped else 16)
+    assert len(Store(tmp_path).records()) == (18 if grouped else 16)
 
 
 def test_with_padding_it_goes_on_as_if_it_had_not_ended(model, tmp_path, monkeypatch):
@@ -101,11 +101,17 @@ def test_with_padding_it_goes_on_as_if_it_had_not_ended(model, tmp_path, monkeyp
     {"padding": "reserve", "limit": 2},
 ])  # fmt: skip
 def test_what_texts_depend_on_makes_another_run(model, change):
-    options = {"data": ITEMS, "methods": "full"}
+    options = {"data": ITEMS, "methods": "rkv:budget=44,interval=16"}
     first = run(model, **options).runs
     other = run(model, **(options | change)).runs
     assert first.keys() != other.keys() and len(first) == len(other) == 1
     assert json.loads(json.dumps(first)) and set(next(iter(first.values()))) == set(next(iter(other.values())))
+
+
+def test_batches_make_no_other_run_of_the_full_cache(model):
+    alone = run(model, data=ITEMS)
+    padded = run(model, data=ITEMS, padding="reserve", grouping=True, rows=2)
+    assert alone.runs.keys() == padded.runs.keys() and texts(alone) == texts(padded)
 
 
 @pytest.mark.parametrize("change", [{"rows": 1}, {"limit": 2}, {"samples": 3}, {"memory_limit": 1 << 28}])
