@@ -160,13 +160,13 @@ INSIDE = {
              "texts"],
     "eval": ["table", "statistics", "records", "latex", "symbolic", "published", "grading", "inside", "sandbox",
              "programs", "figures", "results", "summary", "store", "prompts", "tasks", "runs", "marking", "work",
-             "evaluate", "fidelity", "speed", "tiny", "likelihood",
+             "evaluate", "fidelity", "speed", "tiny", "paper", "scales", "calibrate", "suite", "cluster", "likelihood",
              "harness"],
     "vectors": ["released", "extraction"],
 }  # fmt: skip
 APART = [("eval", "vectors"), ("vectors", "eval"), ("viz", "vectors")]  # side by side, and strangers
 VIZ_SEES = {"results", "figures", "table"}  # of eval
-HEAVY = {"matplotlib", "torch", "huggingface_hub", "datasets", "tokenizers", "argparse"}  # imported where needed
+HEAVY = {"matplotlib", "torch", "ray", "huggingface_hub", "datasets", "tokenizers", "argparse"}  # imported where needed
 
 
 def module(path):

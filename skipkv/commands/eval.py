@@ -4,16 +4,21 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from skipkv.commands import eval_report
+from skipkv.commands import eval_report, eval_suite
 from skipkv.commands.options import METHOD_HELP, add_device, add_numbers, add_types, load_model, numbers
 from skipkv.errors import ConfigError
-from skipkv.eval.evaluate import Results, evaluate
+from skipkv.eval.cluster import ClusterEvaluation
+from skipkv.eval.evaluate import Results, finish
 from skipkv.eval.marking import regrade
 from skipkv.eval.records import Record
 from skipkv.eval.store import Store
 from skipkv.eval.table import Table
 from skipkv.eval.tasks import TASKS
+from skipkv.eval.work import Evaluation
 
 HELP = "Run a task under several methods, keep every text, go on where it ended; show and grade what is kept."
 NUMBERS = {
@@ -25,9 +30,15 @@ GIVEN = ("sampling", "memory_limit", "grouping", "padding", "cache")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="task", required=True, metavar="TASK|show|regrade|report")
+    commands = parser.add_subparsers(dest="task", required=True, metavar="TASK|calibrate|show|regrade|report")
     for name, task in TASKS.items():
         _add_task(commands.add_parser(name, help=task.help, description=f"{name}: {task.help}."), name)
+    chosen = commands.add_parser("calibrate", help=eval_suite.CALIBRATE, description=eval_suite.CALIBRATE)
+    tasks = chosen.add_subparsers(dest="of", required=True, metavar="TASK")
+    for name, task in TASKS.items():
+        parser = tasks.add_parser(name, help=task.help, description=f"{name}: {eval_suite.CALIBRATE}.")
+        eval_suite.add_calibrate(parser)
+        _add_settings(parser, name)
     show = commands.add_parser("show", help="what a store holds; texts and grades one by one")
     show.add_argument("store", metavar="DIR")
     show.add_argument("--item", help="every text of this item")
@@ -44,12 +55,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_task(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--methods", help=f"{METHOD_HELP}; several with ; between; budget=20%% is a share of the full "
+                        "cache's mean length")  # fmt: skip
+    eval_suite.add_suite(parser)
+    parser.add_argument("--out", dest="store", metavar="DIR", help="keeps all texts; what is there is not made again")
+    parser.add_argument("--grouping", action="store_true", default=argparse.SUPPRESS, help="groups of similar prompts")
+    parser.add_argument("--padding", choices=["none", "reserve"], default=argparse.SUPPRESS,
+                        help="reserve: what padding would hold comes off the budgets")  # fmt: skip
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="over a Ray cluster: this, or one that "
+                        "runs, or one on this machine")  # fmt: skip
+    _add_settings(parser, name)
+
+
+def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
     task = TASKS[name]
     own = {"default": "tiny"} if name == "tiny" else {"required": True}
     parser.add_argument("--model", help="a directory, a hub id, or tiny", **own)
-    parser.add_argument("--methods", required=True, help=f"{METHOD_HELP}; several with ; between; budget=20%% is a "
-                        "share of the full cache's mean length")  # fmt: skip
-    parser.add_argument("--out", dest="store", metavar="DIR", help="keeps all texts; what is there is not made again")
     parser.add_argument("--data", metavar="FILE.jsonl", help="the items; by default as they were published")
     parser.add_argument("--prompt", choices=list(task.prompts), help=f"by default {next(iter(task.prompts))}")
     parser.add_argument("--samples", type=int, default=1, help="of every item")
@@ -60,9 +81,6 @@ def _add_task(parser: argparse.ArgumentParser, name: str) -> None:
         help="as the checkpoint recommends, in all that no option says",
     )  # fmt: skip
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", default=argparse.SUPPRESS, help="of the cache")
-    parser.add_argument("--grouping", action="store_true", default=argparse.SUPPRESS, help="groups of similar prompts")
-    parser.add_argument("--padding", choices=["none", "reserve"], default=argparse.SUPPRESS,
-                        help="reserve: what padding would hold comes off the budgets")  # fmt: skip
     parser.add_argument("--fragmentation", action="store_true", help="measure how eviction tears words")
     _add_unsafe(parser)
     add_device(parser)
@@ -87,16 +105,23 @@ def run(args: argparse.Namespace) -> int:
         results = Results(store.records(rule=args.rule), store.runs())
         print(json.dumps({"changed": changed}) if args.json else f"{changed} grades changed\n\n{results}")
         return 0
+    settings = {name: getattr(args, name) for name in ("data", "prompt", "samples", "limit", "unsafe", "fragmentation")}
+    settings |= {"out": args.store, "progress": not args.quiet, "command": shlex.join(["skipkv", *args.argv])}
+    settings |= numbers(args, (*NUMBERS, *GIVEN))
+    if args.task != "calibrate":
+        eval_suite.check(args)
     if args.store is not None:
         Store(args.store, create=True)  # refused before the model is loaded
-    status, model = 0, load_model(args)
-    command = shlex.join(["skipkv", *args.argv])
+    if args.task == "calibrate":
+        return eval_suite.calibrate(args, settings)
+    status, make = 0, _evaluations(args)
+    if args.ray is not None and not args.suite:
+        args.device = "cpu"  # workers compute, here is only asked what the model is
+    model = load_model(args)
     try:
-        results = evaluate(
-            args.task, model, args.methods, data=args.data, prompt=args.prompt, out=args.store, samples=args.samples,
-            limit=args.limit, unsafe=args.unsafe, fragmentation=args.fragmentation, progress=not args.quiet,
-            command=command, **numbers(args, (*NUMBERS, *GIVEN)),
-        )  # fmt: skip
+        if args.suite:
+            return eval_suite.run(args, make, model, settings)
+        results = finish(make(args.task, model, args.methods, **settings))
     except KeyboardInterrupt as interrupt:
         if not hasattr(interrupt, "results"):  # nothing had begun
             raise
@@ -105,6 +130,15 @@ def run(args: argparse.Namespace) -> int:
     if status and args.store is not None:
         print(f"skipkv: {len(results.records)} texts are in {args.store}; the same command goes on", file=sys.stderr)
     return status
+
+
+def _evaluations(args: argparse.Namespace) -> Callable[..., Evaluation]:
+    """What makes them: on this machine, or over a cluster."""
+    if args.ray is None:
+        return Evaluation
+    path = Path(args.model)
+    source = str(path.resolve()) if path.is_dir() else args.model
+    return partial(ClusterEvaluation, (source, args.device, args.dtype, args.threads), args.ray or None)
 
 
 def _show(args: argparse.Namespace) -> int:

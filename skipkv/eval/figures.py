@@ -165,7 +165,7 @@ class Summary:
         shown = [c for c in columns if c[1] not in RARE or any(getattr(row, c[1]) for row in self.rows)]
         rows = [
             [row.name, f"{row.items} × {row.samples}" + (f", {row.ungraded} ungraded" if row.ungraded else ""),
-             *(_cell(getattr(row, name), scale, digits) for _, name, scale, digits in shown)]
+             *(cell(getattr(row, name), scale, digits) for _, name, scale, digits in shown)]
             for row in self.rows
         ]  # fmt: skip
         return Table(["method", "items", *(label for label, *_ in shown)], rows, align="<" + ">" * (len(shown) + 1))
@@ -199,7 +199,8 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
-def _cell(value: Figure | float | None, scale: float, digits: int) -> str:
+def cell(value: Figure | float | None, scale: float, digits: int) -> str:
+    """A figure with its interval, or a number; – for neither."""
     if value is None:
         return "–"
     if not isinstance(value, Figure):

@@ -21,7 +21,7 @@ from skipkv.trace import Trace, read_method
 SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # what a share, and a difference of two, can be
 # Of a run's description: what may differ between the methods of one comparison. The rest are its settings.
 OWN = {"run", "method", "parameters", "steering", "share", "cap", "padding", "grouping", "rows", "items", "command",
-       "checkpoint"}  # fmt: skip
+       "checkpoint", "calibration"}  # fmt: skip
 
 
 def summarise(
