@@ -210,15 +210,16 @@ typedef struct skv_backend {
     /* The newest slots of every head of a layer ← k, v [n_tokens, n_kv_heads, head_dim] and the positions */
     void (*append)(skv_device *device, size_t layer, const float *k, const float *v);
 
-    /* Every slot's sum += Σ of the probabilities that the tokens' queries give it; q [n_tokens, n_heads, head_dim] */
-    void (*receive)(skv_device *device, size_t layer, const float *q);
-
     /* Rings ← the newest queries */
     void (*keep_queries)(skv_device *device, size_t layer, const float *q);
 
     /* out[t, h, :] = Σ_j softmax_j(q[t, h, :] · K[j, :] / √head_dim) V[j, :] over the slots up to the token's own;
      * q, out [n_tokens, n_heads, head_dim]. Reduced page by page in slot order. */
     void (*attention)(skv_device *device, size_t layer, const float *q, float *out);
+
+    /* Every slot's sum += Σ of the probabilities that the tokens' queries give it; after `attention` with the
+     * same queries */
+    void (*receive)(skv_device *device, size_t layer, const float *q);
 
     /* x[t, :] += alpha_t · vector of the row, for the steered tokens of rows steered before this layer */
     void (*steer)(skv_device *device, size_t layer, float *x);

@@ -98,9 +98,9 @@ static void layer(skv_session *s, size_t index, size_t n) {
         ops->rope(device, s->k, n_kv);
     }
     ops->append(device, index, s->k, s->v);
-    if (s->needs & 1u << SKV_SUMS) ops->receive(device, index, s->q);
     if (s->needs & SKV_QUERIES) ops->keep_queries(device, index, s->q);
     ops->attention(device, index, s->q, s->mixed);
+    if (s->needs & 1u << SKV_SUMS) ops->receive(device, index, s->q);
     ops->linear(device, &o, 1, s->mixed, n);
     ops->add(device, s->x, s->y, n * hidden);
     ops->rmsnorm(device, s->x, l->mlp_norm, c->norm_eps, n, hidden, s->y);

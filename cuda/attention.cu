@@ -1,18 +1,25 @@
 /* Keys, values and queries: written, attended to, remembered.
  *
- * kernel         grid, block                         moves                        why
- * append_kernel  [tokens, KV heads], 128             writes a key and a value
- * ring_kernel    [tokens], 256                       copies the newest queries
- * attend_kernel  [blocks of 8 query rows, KV heads,  every page once a block,     a group's rows share a page;
- *                 runs of 8 pages], 256              by cp.async beside the work  a row that decodes has a block
- *                                                    on the page before it        a run, to fill the device
- * merge_kernel   [parts × heads / 8], 256            the runs' results            a warp a head, runs in order
- * stats_kernel   [blocks of 8 query rows, KV heads]  keys once                    maximum and sum of a softmax
- * receive_kernel [parts, KV heads, pages], 256       keys once for 8 rows         sums grow in the queries' order
+ * kernel         grid, block                          moves                        why
+ * append_kernel  [tokens, KV heads], 128              writes a key and a value
+ * ring_kernel    [tokens], 256                        copies the newest queries
+ * attend_kernel  prompts: [blocks of 64 query rows,   every page once a block, by  a group's rows share a page;
+ *                 KV heads], 128                      cp.async: values behind the  tensor cores: FP32 units would
+ *                rows that decode: [parts, KV heads   products with keys, the      take longer than the memory; a
+ *                 × tiles of 16 query rows, runs of   next keys behind those with  row that decodes has a block a
+ *                 8 pages], 128                       values                       run, to fill the device
+ * merge_kernel   [parts × heads / 8], 256             the runs' results            a warp a head, runs in order
+ * receive_kernel [parts, KV heads, pages], 256        keys once for 8 rows         sums grow in the queries' order
+ *
+ * Products are m16n8k16 of bf16 with float32 sums. Beside bf16 keys and values, queries and probabilities are the sum
+ * of two bf16, off by 2^-18 at most (one bf16: 2^-9): twice the plain flops, 8 · head_dim a slot and row. With float32
+ * caches all are the sum of three, which hold a float's every bit; six of the nine products count.
  */
 #include <cfloat>
 
 #include "tiles.cuh"
+
+constexpr int ATTEND_WARPS = 4, ATTEND_THREADS = ATTEND_WARPS * WARP;
 
 /* ---- written and remembered ---- */
 
@@ -71,15 +78,14 @@ struct attend_place {
     int32_t n_rows, visible; /* slots that the last row sees */
 };
 
-static __device__ attend_place place_of(const cu_batch &b, int32_t layer, int32_t block, int32_t kv_head) {
-    const cu_block at = b.blocks[block];
+static __device__ attend_place place_of(const cu_batch &b, int32_t layer, cu_block at, int32_t kv_head, int32_t rows) {
     attend_place p;
     p.at = at.part;
     p.part = b.parts[at.part];
     p.head = b.heads[(size_t(at.part) * size_t(b.n_layers) + size_t(layer)) * size_t(b.n_kv) + size_t(kv_head)];
     p.before = p.head.n_slots - p.part.n;
     p.first = at.first;
-    p.n_rows = min(int32_t(QUERIES), p.part.n * b.group - at.first);
+    p.n_rows = min(rows, p.part.n * b.group - at.first);
     p.visible = p.before + (at.first + p.n_rows - 1) / b.group + 1;
     return p;
 }
@@ -97,12 +103,12 @@ static __device__ __forceinline__ size_t partial_at(const cu_batch &b, const att
     return (head * size_t(b.n_runs) + size_t(run)) * size_t(stride + 2);
 }
 
-/* Slots of a page, or of less, that row r sees: from slot `first` on. */
-static __device__ __forceinline__ int32_t seen(const cu_batch &b, const attend_place &p, int32_t r, int32_t first) {
-    return min(max(p.before + (p.first + r) / b.group + 1 - first, 0), int32_t(SKV_PAGE));
+/* Slots that row r sees. */
+static __device__ __forceinline__ int32_t seen(const cu_batch &b, const attend_place &p, int32_t r) {
+    return p.before + (p.first + r) / b.group + 1;
 }
 
-/* The result of a run, or of several: Σ e^(l − most) V, most, Σ e^(l − most). */
+/* The result of a run, or of several: Σ 2^(l − most) V, most, Σ 2^(l − most); l: logits / ln 2. */
 struct run_state {
     float most, sum;
 };
@@ -110,7 +116,7 @@ struct run_state {
 /* Weights by which an old and a new run count together. */
 static __device__ __forceinline__ float2 merge_runs(run_state *total, run_state run) {
     const float most = fmaxf(total->most, run.most);
-    const float2 weights = make_float2(expf(total->most - most), expf(run.most - most));
+    const float2 weights = make_float2(exp2f(total->most - most), exp2f(run.most - most));
     total->sum = fmaf(total->sum, weights.x, run.sum * weights.y);
     total->most = most;
     return weights;
@@ -121,229 +127,396 @@ static __device__ __forceinline__ float merged(float total, float run, float2 we
     return fmaf(total, weights.x, run * weights.y);
 }
 
-/* One softmax row a warp: probabilities [SKV_PAGE, QUERIES] ← logits, and the running state; returns the factor of
- * what was summed up before. */
-static __device__ float page_softmax(float *logits, int32_t n_seen, int32_t n, run_state *state) {
-    const int lane = threadIdx.x % WARP, row = threadIdx.x / WARP;
-    float most = state->most;
-    for (int32_t j = lane; j < n_seen; j += WARP) most = fmaxf(most, logits[j * QUERIES + row]);
-    most = warp_max(most);
-    float sum = 0;
-    for (int32_t j = lane; j < n; j += WARP) {
-        const float p = j < n_seen ? expf(logits[j * QUERIES + row] - most) : 0.0f;
-        logits[j * QUERIES + row] = p;
-        sum += p;
-    }
-    const float factor = most > -FLT_MAX ? expf(state->most - most) : 1.0f;
-    state->sum = state->sum * factor + warp_sum(sum);
-    state->most = most;
-    return factor;
-}
+/* What multiplies logits that are powers of two from here on. */
+static float log2_scale(const cu_cache &cache) { return 1.44269504f / sqrtf(float(cache.dim)); }
 
-template <typename T, int PAIRS> struct attend_shared {
-    /* Slots of a tile: a page, or half of one where its vectors are so wide that no block would hold it. */
-    static int slots(const cu_cache &c) { return c.slot_bytes <= 1024 ? SKV_PAGE : SKV_PAGE / 2; }
-    static size_t tile_bytes(const cu_cache &c) { return 2 * size_t(slots(c)) * c.slot_bytes; }
-    /* Tiles held at once: two where they leave room for other blocks. */
-    static int stages(const cu_cache &c) { return tile_bytes(c) <= 40 * 1024 ? 2 : 1; }
-    /* Of the tiles, in whose place the sums stand once the tiles are used up. */
-    static size_t held_bytes(const cu_cache &c) {
-        const size_t groups = THREADS / (size_t(c.stride) / 2),
-                     sums = groups * QUERIES * size_t(c.stride) * sizeof(float);
-        const size_t tiles = size_t(stages(c)) * tile_bytes(c);
-        return tiles > sums ? tiles : sums;
+/* How a block of four warps shares its work: each has 16 rows of its own and all slots of a tile (COLUMNS 1, for
+ * prompts), or all have the same 16 rows, a warp some of the slots and then some of the values' elements (COLUMNS 4,
+ * for rows that decode). An element is summed up in the same order by both. */
+template <typename T, int PAIRS, int N> struct attend_shape {
+    static constexpr int COLUMNS = N;
+    static constexpr int PLANES = sizeof(T) == 2 ? 1 : 3; /* bf16 whose sum is a key's or a value's element */
+    static constexpr int PARTS = PLANES == 1 ? 2 : 3;     /* and a query's, or a probability */
+    static constexpr int SLOTS = PAIRS * PLANES <= 2 ? 64 : PAIRS * PLANES <= 4 ? 32 : 16; /* of a tile */
+    static constexpr int STEPS = SLOTS / 16, OWN = STEPS > COLUMNS ? STEPS / COLUMNS : 1;  /* OWN: a warp's logits */
+    static constexpr int ROWS = 16 * (ATTEND_WARPS / COLUMNS);
+    static constexpr int WIDE = 4 * PAIRS / COLUMNS; /* a warp's elements of the values, by 16 */
+    static constexpr int SHARES = COLUMNS > 1 ? STEPS *PARTS *WARP : 0;
+};
+
+/* A block's shared memory. Rows of stride + 8 elements: no two lanes of ldmatrix share a bank. */
+template <typename Shape> struct attend_shared {
+    __nv_bfloat16 *keys, *values; /* [PLANES, SLOTS, pitch] */
+    __nv_bfloat16 *queries;       /* [PARTS, ROWS, pitch] */
+    uint4 *shares;                /* [STEPS, PARTS, lanes] probabilities as fragments; COLUMNS 4 only */
+    float *most;                  /* [COLUMNS, 16]; COLUMNS 4 only */
+    int32_t pitch;
+
+    __device__ attend_shared(const cu_cache &cache, char *shared) {
+        pitch = cache.stride + 8;
+        keys = reinterpret_cast<__nv_bfloat16 *>(shared);
+        values = keys + Shape::PLANES * Shape::SLOTS * pitch;
+        queries = values + Shape::PLANES * Shape::SLOTS * pitch;
+        shares = reinterpret_cast<uint4 *>(queries + Shape::PARTS * Shape::ROWS * pitch);
+        most = reinterpret_cast<float *>(shares + Shape::SHARES);
     }
-    static size_t bytes(const cu_cache &c) {
-        return held_bytes(c) + (SKV_PAGE * QUERIES + 2 * QUERIES + QUERIES * size_t(c.stride)) * sizeof(float);
+
+    static size_t bytes(const cu_cache &cache) {
+        const size_t rows = 2 * Shape::PLANES * Shape::SLOTS + Shape::PARTS * Shape::ROWS;
+        return rows * size_t(cache.stride + 8) * sizeof(__nv_bfloat16) +
+               (Shape::SHARES ? Shape::SHARES * sizeof(uint4) + Shape::COLUMNS * 16 * sizeof(float) : 0);
     }
 };
 
-/* A block's shared memory, and which slots and elements of the values a thread adds up. */
-struct attend_parts {
-    char *tiles;            /* [stages, tile_bytes] */
-    float *logits;          /* [SKV_PAGE, QUERIES] */
-    float *factors;         /* [QUERIES, 2] */
-    float *sums;            /* [groups, QUERIES, stride], where the tiles were */
-    float *total;           /* [QUERIES, stride] */
-    size_t tile_bytes;      /* keys and values of `slots` slots */
-    int32_t slots;          /* of a tile */
-    int32_t stages, groups; /* tiles held at once; threads that share an element */
-    int32_t pair, group;
-};
-
-static __device__ attend_parts parts_of(const cu_cache &cache, char *shared, int slots, int stages, size_t held_bytes) {
-    const int32_t pairs = cache.stride / 2, tid = int32_t(threadIdx.x);
-    attend_parts s;
-    s.slots = slots, s.stages = stages, s.groups = THREADS / pairs;
-    s.tile_bytes = 2 * size_t(slots) * cache.slot_bytes;
-    s.tiles = shared;
-    s.sums = reinterpret_cast<float *>(shared);
-    s.logits = reinterpret_cast<float *>(shared + held_bytes);
-    s.factors = s.logits + SKV_PAGE * QUERIES;
-    s.total = s.factors + 2 * QUERIES;
-    s.pair = tid % pairs, s.group = tid / pairs;
-    return s;
+/* Two numbers as the sum of pairs of bf16, the highest first. */
+template <int N> static __device__ __forceinline__ void split_pair(float2 x, uint32_t (&parts)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const __nv_bfloat162 part = __floats2bfloat162_rn(x.x, x.y);
+        parts[i] = *reinterpret_cast<const uint32_t *>(&part);
+        x.x -= __low2float(part), x.y -= __high2float(part);
+    }
 }
 
-/* Keys and values of the slots from `first` on, to shared memory. */
-static __device__ __forceinline__ void fetch_tile(const cu_cache &cache, const attend_place &p, const attend_parts &s,
-                                                  int32_t first, int stage) {
-    const size_t bytes = size_t(min(p.visible - first, s.slots)) * cache.slot_bytes;
-    const char *from = p.head.pages[first / SKV_PAGE] + size_t(first % SKV_PAGE) * cache.slot_bytes;
-    char *to = s.tiles + size_t(stage) * s.tile_bytes;
-    copy_bytes(to, from, bytes);
-    copy_bytes(to + s.tile_bytes / 2, from + cache.values_at, bytes);
+/* 16 bytes of a vector, zeros from NULL, to shared memory; `plane` elements on: the next part. */
+static __device__ __forceinline__ void store_part(const __nv_bfloat16 *from, __nv_bfloat16 *to, int32_t) {
+    if (from)
+        cudax_copy16(to, from);
+    else
+        *reinterpret_cast<uint4 *>(to) = make_uint4(0, 0, 0, 0);
+}
+
+static __device__ __forceinline__ void store_part(const float *from, __nv_bfloat16 *to, int32_t plane) {
+    const float4 x = from ? *reinterpret_cast<const float4 *>(from) : make_float4(0, 0, 0, 0);
+    uint32_t low[3], high[3];
+    split_pair(make_float2(x.x, x.y), low);
+    split_pair(make_float2(x.z, x.w), high);
+#pragma unroll
+    for (int i = 0; i < 3; i++) *reinterpret_cast<uint2 *>(to + i * plane) = make_uint2(low[i], high[i]);
+}
+
+/* to [PLANES, SLOTS, pitch] ← n vectors, then zeros: what lies beyond may be no number. */
+template <typename T, int PAIRS, int SLOTS>
+static __device__ __forceinline__ void fetch_tile(const cu_cache &cache, const char *from, int32_t n, int32_t pitch,
+                                                  __nv_bfloat16 *to) {
+    constexpr int EACH = 16 / sizeof(T), PER_SLOT = 64 * PAIRS / EACH;
+    for (int32_t i = int32_t(threadIdx.x); i < SLOTS * PER_SLOT; i += ATTEND_THREADS) {
+        const int32_t slot = i / PER_SLOT, c = i % PER_SLOT * EACH;
+        const T *part = reinterpret_cast<const T *>(from + size_t(slot) * cache.slot_bytes) + c;
+        if (c < cache.stride) store_part(slot < n ? part : nullptr, to + slot * pitch + c, SLOTS * pitch);
+    }
     cudax_commit();
 }
 
-/* acc [QUERIES] ← acc · factors + Σ probability · value over this thread's slots of a tile. */
-template <typename T>
-static __device__ __forceinline__ void add_values(const cu_cache &cache, const attend_parts &s, const char *tile,
-                                                  int32_t n, float2 (&acc)[QUERIES]) {
+/* What a lane has of its warp's 16 rows: two of them, rows lane / 4 and lane / 4 + 8 of the fragments. */
+template <typename Shape> struct attend_lane {
+    float acc[Shape::WIDE][2][4] = {}; /* of elements 16 (column + COLUMNS i) + … */
+    float sums[4] = {};                /* of the probabilities, as values of one: 0 and 2 count */
+    float most[2] = {-FLT_MAX, -FLT_MAX};
+};
+
+/* d [16 rows, 16] += a · b, each a sum of parts; products of parts too small to count are left out. */
+template <int PARTS, int PLANES>
+static __device__ __forceinline__ void multiply_split(float (&d)[2][4], const uint32_t (&a)[PARTS][4],
+                                                      const uint32_t (&b)[PLANES][4]) {
 #pragma unroll
-    for (int r = 0; r < QUERIES; r++) acc[r].x *= s.factors[r], acc[r].y *= s.factors[r];
-    for (int32_t slot = s.group; slot < n; slot += s.groups) {
-        const T *value = reinterpret_cast<const T *>(tile + s.tile_bytes / 2 + size_t(slot) * cache.slot_bytes);
-        const float2 v = load_pair(value + 2 * s.pair);
+    for (int i = 0; i < PARTS; i++)
 #pragma unroll
-        for (int r = 0; r < QUERIES; r++) {
-            const float weight = s.logits[slot * QUERIES + r];
-            acc[r].x = fmaf(weight, v.x, acc[r].x);
-            acc[r].y = fmaf(weight, v.y, acc[r].y);
+        for (int k = 0; k < PLANES && i + k < PARTS; k++)
+#pragma unroll
+            for (int t = 0; t < 2; t++) cudax_mma_16816(d[t], a[i], b[k] + 2 * t, d[t]);
+}
+
+/* A warp's logits of 16 rows and of OWN × 16 slots from `slot` on, unscaled. */
+template <typename Shape>
+static __device__ __forceinline__ void multiply_keys(const attend_shared<Shape> &s, int32_t stride, int32_t row,
+                                                     int32_t slot, float (&logits)[Shape::OWN][2][4]) {
+    const int32_t lane = int32_t(threadIdx.x % WARP);
+    const __nv_bfloat16 *query = s.queries + (row + lane % 16) * s.pitch + lane / 16 * 8;
+    const __nv_bfloat16 *key = s.keys + (slot + lane % 8 + lane / 16 * 8) * s.pitch + lane / 8 % 2 * 8;
+    for (int32_t k = 0; k < stride; k += 16) {
+        uint32_t queries[Shape::PARTS][4], keys[Shape::PLANES][4];
+#pragma unroll
+        for (int part = 0; part < Shape::PARTS; part++)
+            cudax_ldmatrix_x4(queries[part], query + part * Shape::ROWS * s.pitch + k);
+#pragma unroll
+        for (int i = 0; i < Shape::OWN; i++) {
+#pragma unroll
+            for (int plane = 0; plane < Shape::PLANES; plane++)
+                cudax_ldmatrix_x4(keys[plane], key + (plane * Shape::SLOTS + 16 * i) * s.pitch + k);
+            multiply_split(logits[i], queries, keys);
         }
     }
 }
 
-/* Slots first … end − 1: s.sums ← what each group of threads added up; returns the state of this warp's row. */
-template <typename T, int PAIRS>
-static __device__ __forceinline__ run_state attend_run(const cu_batch &b, const cu_cache &cache, const attend_place &p,
-                                                       const attend_parts &s,
-                                                       const lane_vector<PAIRS> (&queries)[QUERIES], int32_t first,
-                                                       int32_t end, float scale) {
-    const int32_t warp = int32_t(threadIdx.x) / WARP;
-    run_state state = {-FLT_MAX, 0};
-    float2 acc[QUERIES];
+/* logits ← probabilities over the `most` that the tile leaves; what was summed up before is scaled to it. The warps
+ * that share rows agree on it through shared memory. */
+template <typename Shape>
+static __device__ __forceinline__ void tile_softmax(const attend_shared<Shape> &s, const int32_t (&n_seen)[2],
+                                                    int32_t column, float scale, float (&logits)[Shape::OWN][2][4],
+                                                    attend_lane<Shape> *state) {
+    const int32_t lane = int32_t(threadIdx.x % WARP), within = lane % 4 * 2;
+    float most[2] = {-FLT_MAX, -FLT_MAX};
 #pragma unroll
-    for (int r = 0; r < QUERIES; r++) acc[r] = make_float2(0, 0);
-    fetch_tile(cache, p, s, first, 0);
-    for (int32_t at = first, stage = 0; at < end; at += s.slots) {
-        const int32_t n = min(p.visible - at, s.slots), next = at + s.slots;
-        const char *tile = s.tiles + size_t(stage) * s.tile_bytes;
-        if (s.stages == 2 && next < end) {
-            stage = 1 - stage;
-            fetch_tile(cache, p, s, next, stage);
-            cudax_wait<1>();
-        } else {
-            cudax_wait<0>();
-        }
-        __syncthreads();
-        page_logits<T, PAIRS>(cache, queries, tile, n, scale, s.logits);
-        __syncthreads();
-        const int32_t n_seen = min(seen(b, p, min(warp, p.n_rows - 1), at), n);
-        const float factor = page_softmax(s.logits, n_seen, n, &state);
-        if (threadIdx.x % WARP == 0) s.factors[warp] = factor;
-        __syncthreads();
-        if (s.group < s.groups) add_values<T>(cache, s, tile, n, acc);
-        __syncthreads(); /* the tile and the probabilities are used up */
-        if (s.stages == 1 && next < end) fetch_tile(cache, p, s, next, 0);
+    for (int i = 0; i < 8 * Shape::OWN; i++) {
+        const int row = i / 2 % 2, slot = i / 4 * 8 + i % 2;
+        if (within + slot < n_seen[row]) most[row] = fmaxf(most[row], logits[i / 8][i / 4 % 2][i % 4]);
     }
-    if (s.group < s.groups)
 #pragma unroll
-        for (int r = 0; r < QUERIES; r++) {
-            float *to = s.sums + (s.group * QUERIES + r) * cache.stride + 2 * s.pair;
-            to[0] = acc[r].x, to[1] = acc[r].y;
-        }
-    return state;
+    for (int row = 0; row < 2; row++) {
+        most[row] = fmaxf(most[row], __shfl_xor_sync(0xffffffffu, most[row], 1));
+        most[row] = fmaxf(most[row], __shfl_xor_sync(0xffffffffu, most[row], 2));
+    }
+    if (Shape::COLUMNS > 1) {
+        if (lane % 4 == 0) s.most[column * 16 + lane / 4] = most[0], s.most[column * 16 + lane / 4 + 8] = most[1];
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 2 * Shape::COLUMNS; i++)
+            most[i % 2] = fmaxf(most[i % 2], s.most[i / 2 * 16 + lane / 4 + i % 2 * 8]);
+    }
+    float factors[2];
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        most[row] = fmaxf(state->most[row], most[row] * scale);
+        factors[row] = exp2f(state->most[row] - most[row]);
+        state->most[row] = most[row];
+    }
+#pragma unroll
+    for (int i = 0; i < 8 * Shape::OWN; i++) {
+        const int row = i / 2 % 2, slot = i / 4 * 8 + i % 2;
+        float *logit = &logits[i / 8][i / 4 % 2][i % 4];
+        *logit = within + slot < n_seen[row] ? exp2f(fmaf(*logit, scale, -most[row])) : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        state->sums[k] *= factors[k / 2];
+#pragma unroll
+        for (int i = 0; i < 2 * Shape::WIDE; i++) state->acc[i / 2][i % 2][k] *= factors[k / 2];
+    }
 }
 
-/* A block of query rows of one KV head against a run of pages, or against all runs one after the other. Partial results
- * go to partials [part, head, run, stride + 2], whole ones to out. */
-template <typename T, int PAIRS>
-static __global__ void __launch_bounds__(THREADS, PAIRS <= 2 ? 2 : 1)
-    attend_kernel(cu_batch b, cu_cache cache, int32_t layer, int slots, int stages, size_t held_bytes, float scale,
-                  const float *q, float *partials, float *out) {
-    CUDAX_SHARED(char, shared);
-    const int32_t kv_head = int32_t(blockIdx.y), tid = int32_t(threadIdx.x), warp = tid / WARP, stride = cache.stride;
-    const attend_place p = place_of(b, layer, int32_t(blockIdx.x), kv_head);
+/* The probabilities of 16 rows and 16 slots as operands of a product, from what a product gave. */
+template <int PARTS>
+static __device__ __forceinline__ void split_fragment(const float (&p)[2][4], uint32_t (&parts)[PARTS][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        uint32_t pair[PARTS];
+        split_pair(make_float2(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]), pair);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) parts[part][i] = pair[part];
+    }
+}
+
+/* The same of a warp, to those that share its rows. */
+template <typename Shape>
+static __device__ __forceinline__ void share_fragment(const attend_shared<Shape> &s, const float (&p)[2][4],
+                                                      int32_t step) {
+    uint32_t parts[Shape::PARTS][4];
+    split_fragment(p, parts);
+    uint4 *to = s.shares + step * Shape::PARTS * WARP + int32_t(threadIdx.x % WARP);
+#pragma unroll
+    for (int i = 0; i < Shape::PARTS; i++)
+        to[i * WARP] = make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
+}
+
+template <typename Shape>
+static __device__ __forceinline__ void take_fragment(const attend_shared<Shape> &s, int32_t step,
+                                                     uint32_t (&parts)[Shape::PARTS][4]) {
+    const uint4 *from = s.shares + step * Shape::PARTS * WARP + int32_t(threadIdx.x % WARP);
+#pragma unroll
+    for (int i = 0; i < Shape::PARTS; i++) {
+        const uint4 part = from[i * WARP];
+        parts[i][0] = part.x, parts[i][1] = part.y, parts[i][2] = part.z, parts[i][3] = part.w;
+    }
+}
+
+/* state += the probabilities of 16 slots · their values, and · 1. */
+template <typename Shape>
+static __device__ __forceinline__ void add_values(const attend_shared<Shape> &s, int32_t stride, int32_t step,
+                                                  int32_t column, const uint32_t (&p)[Shape::PARTS][4],
+                                                  attend_lane<Shape> *state) {
+    const int32_t lane = int32_t(threadIdx.x % WARP);
+    const __nv_bfloat16 *value = s.values + (16 * step + lane % 16) * s.pitch + lane / 16 * 8;
+    const uint32_t ones[2] = {0x3f803f80u, 0x3f803f80u};
+#pragma unroll
+    for (int part = 0; part < Shape::PARTS; part++) cudax_mma_16816(state->sums, p[part], ones, state->sums);
+#pragma unroll
+    for (int i = 0; i < Shape::WIDE; i++) {
+        const int32_t c = 16 * (column + Shape::COLUMNS * i);
+        if (c >= stride) continue;
+        uint32_t values[Shape::PLANES][4];
+#pragma unroll
+        for (int plane = 0; plane < Shape::PLANES; plane++)
+            cudax_ldmatrix_x4_trans(values[plane], value + plane * Shape::SLOTS * s.pitch + c);
+        multiply_split(state->acc[i], p, values);
+    }
+}
+
+/* queries ← the block's rows, zeros beyond. */
+template <typename Shape>
+static __device__ __forceinline__ void load_queries(const cu_batch &b, const cu_cache &cache, const attend_place &p,
+                                                    int32_t kv_head, const float *q, const attend_shared<Shape> &s) {
+    for (int32_t r = int32_t(threadIdx.x) / WARP; r < Shape::ROWS; r += ATTEND_WARPS) {
+        const float *from = q + row_at(b, p, kv_head, min(r, p.n_rows - 1)) * size_t(cache.dim);
+        for (int32_t c = 2 * int32_t(threadIdx.x % WARP); c < cache.stride; c += 2 * WARP) {
+            uint32_t parts[Shape::PARTS];
+            split_pair(r < p.n_rows && c < cache.dim ? load_pair(from + c) : make_float2(0, 0),
+                       parts); /* dim is even */
+#pragma unroll
+            for (int part = 0; part < Shape::PARTS; part++)
+                *reinterpret_cast<uint32_t *>(s.queries + (part * Shape::ROWS + r) * s.pitch + c) = parts[part];
+        }
+    }
+}
+
+/* What the kernel is given besides the batch. No padding, as launches are compared by their bytes. */
+struct attend_work {
+    const float *q;
+    float *partials, *stats, *out; /* stats: NULL, or [n_tokens, n_heads, 2] */
+    float scale;
+    int32_t layer;
+};
+
+/* A run is at its end: its result goes to partials [part, head, run, stride + 2] where the part decodes; elsewhere it
+ * is merged with what stands in out, which the last run makes the result. */
+template <typename Shape>
+static __device__ void end_run(const cu_batch &b, const cu_cache &cache, const attend_place &p, const attend_work &w,
+                               int32_t kv_head, int32_t row0, int32_t column, int32_t run, bool last,
+                               const attend_lane<Shape> &state, run_state (&whole)[2]) {
+    const int32_t lane = int32_t(threadIdx.x % WARP), dim = cache.dim;
     const bool decodes = p.part.n == 1;
-    const int32_t n_runs = (p.visible + RUN_PAGES * SKV_PAGE - 1) / (RUN_PAGES * SKV_PAGE);
-    const int32_t first_run = int32_t(blockIdx.z), end_run = decodes ? first_run + 1 : n_runs;
-    if (first_run >= n_runs || (!decodes && first_run > 0)) return; /* the whole block */
-
-    const attend_parts s = parts_of(cache, shared, slots, stages, held_bytes);
-    lane_vector<PAIRS> queries[QUERIES];
 #pragma unroll
-    for (int r = 0; r < QUERIES; r++) /* rows too many repeat the last one */
-        queries[r] = load_query<PAIRS>(q + row_at(b, p, kv_head, min(r, p.n_rows - 1)) * size_t(cache.dim), cache.dim);
-    run_state whole = {-FLT_MAX, 0};
-    for (int32_t run = first_run; run < end_run; run++) {
-        const int32_t first = run * RUN_PAGES * SKV_PAGE, end = min(first + RUN_PAGES * SKV_PAGE, p.visible);
-        const run_state state = attend_run<T, PAIRS>(b, cache, p, s, queries, first, end, scale);
-        const float2 weights = merge_runs(&whole, state);
-        if (tid % WARP == 0) s.factors[2 * warp] = weights.x, s.factors[2 * warp + 1] = weights.y;
-        __syncthreads();
-        for (int32_t i = tid; i < QUERIES * stride; i += THREADS) {
-            const int32_t r = i / stride;
-            float sum = 0;
-            for (int32_t g = 0; g < s.groups; g++) sum += s.sums[g * QUERIES * stride + i];
-            if (decodes && r < p.n_rows) partials[partial_at(b, p, kv_head, r, run, stride) + size_t(i % stride)] = sum;
-            if (!decodes)
-                s.total[i] = merged(run ? s.total[i] : 0.0f, sum, make_float2(s.factors[2 * r], s.factors[2 * r + 1]));
+    for (int row = 0; row < 2; row++) {
+        const int32_t r = row0 + lane / 4 + 8 * row;
+        const run_state found = {state.most[row], state.sums[2 * row]};
+        const float2 weights = merge_runs(&whole[row], found);
+        if (r >= p.n_rows) continue;
+        const size_t at = row_at(b, p, kv_head, r);
+        float *to = decodes ? w.partials + partial_at(b, p, kv_head, r, run, cache.stride) : w.out + at * size_t(dim);
+        const float inverse = last ? 1.0f / whole[row].sum : 1.0f;
+#pragma unroll
+        for (int i = 0; i < 2 * Shape::WIDE; i++) {
+            const int32_t c = 16 * (column + Shape::COLUMNS * (i / 2)) + i % 2 * 8 + lane % 4 * 2;
+            if (c >= dim) continue;
+            float2 x = make_float2(state.acc[i / 2][i % 2][2 * row], state.acc[i / 2][i % 2][2 * row + 1]);
+            if (!decodes) {
+                const float2 old = run ? load_pair(to + c) : make_float2(0, 0);
+                x = make_float2(merged(old.x, x.x, weights) * inverse, merged(old.y, x.y, weights) * inverse);
+            }
+            *reinterpret_cast<float2 *>(to + c) = x;
         }
-        if (decodes && tid % WARP == 0 && warp < p.n_rows) {
-            float *to = partials + partial_at(b, p, kv_head, warp, run, stride);
-            to[stride] = state.most, to[stride + 1] = state.sum;
-        }
-        __syncthreads(); /* sums and factors are written again */
+        if (column != 0 || lane % 4 != 0) continue;
+        if (decodes)
+            to[cache.stride] = found.most, to[cache.stride + 1] = found.sum;
+        else if (last && w.stats)
+            w.stats[2 * at] = whole[row].most, w.stats[2 * at + 1] = whole[row].sum;
     }
-    if (decodes) return;
-    if (tid % WARP == 0) s.factors[warp] = 1.0f / whole.sum;
-    __syncthreads();
-    for (int32_t i = tid; i < p.n_rows * stride; i += THREADS)
-        if (i % stride < cache.dim)
-            out[row_at(b, p, kv_head, i / stride) * size_t(cache.dim) + size_t(i % stride)] =
-                s.total[i] * s.factors[i / stride];
+}
+
+/* A block of query rows of one KV head against a run of pages, or against all runs one after the other. While a tile's
+ * keys are worked on its values arrive, and then the next tile's keys. */
+template <typename T, int PAIRS, int COLUMNS>
+static __global__ void __launch_bounds__(ATTEND_THREADS, 2)
+    attend_kernel(cu_batch b, cu_cache cache, bool decodes, attend_work w) {
+    using Shape = attend_shape<T, PAIRS, COLUMNS>;
+    constexpr int RUN = RUN_PAGES * SKV_PAGE, SLOTS = Shape::SLOTS;
+    CUDAX_SHARED(char, shared);
+    const int32_t warp = int32_t(threadIdx.x) / WARP, lane = int32_t(threadIdx.x) % WARP;
+    const int32_t row0 = warp / COLUMNS * 16, column = warp % COLUMNS, own = 16 * Shape::OWN * column;
+    const int32_t kv_head = int32_t(blockIdx.y) % b.n_kv, tile = int32_t(blockIdx.y) / b.n_kv;
+    cu_block at = {int32_t(blockIdx.x), 0};
+    if (!decodes) at = b.blocks[gridDim.x - 1 - blockIdx.x]; /* those that see the most begin first */
+    at.first += tile * Shape::ROWS;
+    if (decodes != (b.parts[at.part].n == 1) || at.first >= b.parts[at.part].n * b.group) return;
+    const attend_place p = place_of(b, w.layer, at, kv_head, Shape::ROWS);
+    const int32_t first = int32_t(blockIdx.z) * RUN, end = decodes ? min(first + RUN, p.visible) : p.visible;
+    if (first >= end) return; /* the whole block, here and above */
+
+    const attend_shared<Shape> s(cache, shared);
+    const auto fetch = [&](int32_t slot, size_t part, __nv_bfloat16 *to) {
+        const char *from = p.head.pages[slot / SKV_PAGE] + part + size_t(slot % SKV_PAGE) * cache.slot_bytes;
+        fetch_tile<T, PAIRS, SLOTS>(cache, from, p.visible - slot, s.pitch, to);
+    };
+    fetch(first, 0, s.keys);
+    fetch(first, cache.values_at, s.values);
+    load_queries(b, cache, p, kv_head, w.q, s);
+    const int32_t limits[2] = {seen(b, p, row0 + lane / 4), seen(b, p, row0 + lane / 4 + 8)};
+    run_state whole[2] = {{-FLT_MAX, 0}, {-FLT_MAX, 0}};
+    attend_lane<Shape> state;
+    for (int32_t slot = first, next = first + SLOTS; slot < end; slot = next, next += SLOTS) {
+        float logits[Shape::OWN][2][4] = {};
+        const int32_t n_seen[2] = {own < SLOTS ? limits[0] - slot - own : 0, own < SLOTS ? limits[1] - slot - own : 0};
+        cudax_wait<1>();
+        __syncthreads();
+        if (own < SLOTS) multiply_keys(s, cache.stride, row0, own, logits);
+        tile_softmax(s, n_seen, column, w.scale, logits, &state);
+        if (COLUMNS > 1 && own < SLOTS) share_fragment(s, logits[0], column);
+        cudax_wait<0>();
+        __syncthreads(); /* the keys are used up; values and probabilities are there */
+        if (next < end) fetch(next, 0, s.keys);
+#pragma unroll
+        for (int step = 0; step < Shape::STEPS; step++) {
+            uint32_t fragment[Shape::PARTS][4];
+            if constexpr (COLUMNS > 1)
+                take_fragment(s, step, fragment);
+            else
+                split_fragment(logits[step], fragment);
+            add_values(s, cache.stride, step, column, fragment, &state);
+        }
+        __syncthreads();
+        if (next < end) fetch(next, cache.values_at, s.values);
+        if (next < end && next % RUN) continue;
+        end_run(b, cache, p, w, kv_head, row0, column, slot / RUN, next >= end, state, whole);
+        state = attend_lane<Shape>();
+    }
 }
 
 /* The runs of parts of one token; a warp a head. */
-static __global__ void merge_kernel(cu_batch b, cu_cache cache, int32_t layer, const float *partials, float *out) {
+static __global__ void merge_kernel(cu_batch b, cu_cache cache, attend_work w) {
     const size_t row = size_t(blockIdx.x) * WARPS + threadIdx.x / WARP, part = row / size_t(b.n_heads);
     if (part >= size_t(b.n_parts) || b.parts[part].n != 1) return; /* whole warps, and no barrier follows */
-    const size_t at = row % size_t(b.n_heads), kv_head = at / size_t(b.group);
+    const size_t head = row % size_t(b.n_heads), at = size_t(b.parts[part].first) * size_t(b.n_heads) + head;
     const int32_t lane = int32_t(threadIdx.x % WARP);
-    const cu_head head = b.heads[(part * size_t(b.n_layers) + size_t(layer)) * size_t(b.n_kv) + kv_head];
-    const int32_t n_runs = ((head.n_slots + SKV_PAGE - 1) / SKV_PAGE + RUN_PAGES - 1) / RUN_PAGES;
-    out += (size_t(b.parts[part].first) * size_t(b.n_heads) + at) * size_t(cache.dim);
-    partials += row * size_t(b.n_runs) * size_t(cache.stride + 2);
+    const size_t heads = (part * size_t(b.n_layers) + size_t(w.layer)) * size_t(b.n_kv);
+    const int32_t n_slots = b.heads[heads + head / size_t(b.group)].n_slots;
+    const float *partials = w.partials + row * size_t(b.n_runs) * size_t(cache.stride + 2);
     float sums[16] = {}; /* of elements lane, lane + 32, …: strides up to 512 */
     run_state whole = {-FLT_MAX, 0};
-    for (int32_t run = 0; run < n_runs; run++, partials += cache.stride + 2) {
+    for (int32_t slot = 0; slot < n_slots; slot += RUN_PAGES * SKV_PAGE, partials += cache.stride + 2) {
         const float2 weights = merge_runs(&whole, {partials[cache.stride], partials[cache.stride + 1]});
 #pragma unroll
         for (int i = 0; i < 16; i++)
             if (lane + WARP * i < cache.dim) sums[i] = merged(sums[i], partials[lane + WARP * i], weights);
     }
     const float inverse = 1.0f / whole.sum;
+    float *out = w.out + at * size_t(cache.dim);
 #pragma unroll
     for (int i = 0; i < 16; i++)
         if (lane + WARP * i < cache.dim) out[lane + WARP * i] = sums[i] * inverse;
+    if (w.stats && lane == 0) w.stats[2 * at] = whole.most, w.stats[2 * at + 1] = whole.sum;
+}
+
+template <typename T, int PAIRS, int COLUMNS>
+static void launch_attend(cu_device *d, bool decodes, size_t n, size_t rows, size_t runs, const attend_work &w) {
+    using Shape = attend_shape<T, PAIRS, COLUMNS>;
+    const size_t bytes = attend_shared<Shape>::bytes(d->cache);
+    if (!cu_allow_shared(d, attend_kernel<T, PAIRS, COLUMNS>, bytes)) return;
+    CU_LAUNCH(d, (attend_kernel<T, PAIRS, COLUMNS>),
+              dim3(unsigned(n), unsigned(d->batch.n_kv) * cu_blocks(rows, Shape::ROWS), unsigned(runs)), ATTEND_THREADS,
+              bytes, d->batch, d->cache, decodes, w);
 }
 
 template <typename T, int PAIRS> static void attend(cu_device *d, size_t layer, const float *q, float *out) {
-    using shared = attend_shared<T, PAIRS>;
+    constexpr int COLUMNS = PAIRS <= 2 ? 1 : 4; /* of prompts: a warp's registers do not hold 16 wider rows */
     const cu_batch &b = d->batch;
-    const size_t bytes = shared::bytes(d->cache);
-    const float scale = 1.0f / sqrtf(float(d->cache.dim));
+    const attend_work w = {q,   d->partials,          d->cache.sums ? d->stats : nullptr,
+                           out, log2_scale(d->cache), int32_t(layer)};
+    if (b.n_blocks) launch_attend<T, PAIRS, COLUMNS>(d, false, size_t(b.n_blocks), PROMPT_ROWS, 1, w);
     bool decodes = false;
     for (size_t p = 0; p < d->host->n_parts; p++) decodes |= d->host->parts[p].n == 1;
-    if (!cu_allow_shared(d, attend_kernel<T, PAIRS>, bytes)) return;
-    CU_LAUNCH(d, (attend_kernel<T, PAIRS>),
-              dim3(unsigned(b.n_blocks), unsigned(b.n_kv), decodes ? unsigned(b.n_runs) : 1u), THREADS, bytes, b,
-              d->cache, int32_t(layer), shared::slots(d->cache), shared::stages(d->cache), shared::held_bytes(d->cache),
-              scale, q, d->partials, out);
-    if (decodes)
-        CU_LAUNCH(d, merge_kernel, cu_blocks(size_t(b.n_parts) * size_t(b.n_heads), WARPS), THREADS, 0, b, d->cache,
-                  int32_t(layer), d->partials, out);
+    if (!decodes) return;
+    launch_attend<T, PAIRS, 4>(d, true, size_t(b.n_parts), size_t(b.group), size_t(b.n_runs), w);
+    CU_LAUNCH(d, merge_kernel, cu_blocks(size_t(b.n_parts) * size_t(b.n_heads), WARPS), THREADS, 0, b, d->cache, w);
 }
 
 void cu_attention(skv_device *base, size_t layer, const float *q, float *out) {
@@ -352,35 +525,6 @@ void cu_attention(skv_device *base, size_t layer, const float *q, float *out) {
 }
 
 /* ---- attention received ---- */
-
-/* stats [n_tokens, n_heads, 2] ← maximum and sum of each query's softmax. */
-template <typename T, int PAIRS>
-static __global__ void __launch_bounds__(THREADS, 1)
-    stats_kernel(cu_batch b, cu_cache cache, int32_t layer, float scale, const float *q, float *stats) {
-    CUDAX_SHARED(char, shared);
-    const int32_t kv_head = int32_t(blockIdx.y), warp = int32_t(threadIdx.x) / WARP;
-    const attend_place p = place_of(b, layer, int32_t(blockIdx.x), kv_head);
-    float *logits = reinterpret_cast<float *>(shared + SKV_PAGE * cache.slot_bytes);
-    lane_vector<PAIRS> queries[QUERIES];
-#pragma unroll
-    for (int r = 0; r < QUERIES; r++)
-        queries[r] = load_query<PAIRS>(q + row_at(b, p, kv_head, min(r, p.n_rows - 1)) * size_t(cache.dim), cache.dim);
-    run_state state = {-FLT_MAX, 0};
-    for (int32_t page = 0; page * SKV_PAGE < p.visible; page++) {
-        const int32_t n = min(p.visible - page * SKV_PAGE, int32_t(SKV_PAGE));
-        copy_bytes(shared, p.head.pages[page], size_t(n) * cache.slot_bytes);
-        cudax_commit();
-        cudax_wait<0>();
-        __syncthreads();
-        page_logits<T, PAIRS>(cache, queries, shared, n, scale, logits);
-        __syncthreads();
-        page_softmax(logits, min(seen(b, p, min(warp, p.n_rows - 1), page * SKV_PAGE), n), n, &state);
-        __syncthreads();
-    }
-    if (threadIdx.x % WARP != 0 || warp >= p.n_rows) return;
-    stats[2 * row_at(b, p, kv_head, warp)] = state.most;
-    stats[2 * row_at(b, p, kv_head, warp) + 1] = state.sum;
-}
 
 /* Every query adds its probabilities to the slots it sees, queries in order of position and heads in order. */
 template <typename T, int PAIRS>
@@ -411,9 +555,9 @@ static __global__ void __launch_bounds__(THREADS, 1)
         page_logits<T, PAIRS>(cache, queries, shared, n, scale, logits);
         __syncthreads();
         for (int32_t r = 0; slot < n && r < p.n_rows; r++) {
-            if (slot >= seen(b, p, r, page * SKV_PAGE)) continue;
+            if (page * SKV_PAGE + slot >= seen(b, p, r)) continue;
             const float *stat = stats + 2 * row_at(b, p, kv_head, r);
-            sum += expf(logits[slot * QUERIES + r] - stat[0]) / stat[1];
+            sum += exp2f(logits[slot * QUERIES + r] - stat[0]) / stat[1];
         }
         __syncthreads();
     }
@@ -423,11 +567,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
 template <typename T, int PAIRS> static void receive(cu_device *d, size_t layer, const float *q) {
     const cu_batch &b = d->batch;
     const size_t bytes = SKV_PAGE * d->cache.slot_bytes + 4 * SKV_PAGE * QUERIES;
-    const float scale = 1.0f / sqrtf(float(d->cache.dim));
-    if (!cu_allow_shared(d, stats_kernel<T, PAIRS>, bytes) || !cu_allow_shared(d, receive_kernel<T, PAIRS>, bytes))
-        return;
-    CU_LAUNCH(d, (stats_kernel<T, PAIRS>), dim3(unsigned(b.n_blocks), unsigned(b.n_kv)), THREADS, bytes, b, d->cache,
-              int32_t(layer), scale, q, d->stats);
+    const float scale = log2_scale(d->cache);
+    if (!cu_allow_shared(d, receive_kernel<T, PAIRS>, bytes)) return;
     CU_LAUNCH(d, (receive_kernel<T, PAIRS>),
               dim3(unsigned(b.n_parts), unsigned(b.n_kv), unsigned(b.n_runs) * RUN_PAGES), THREADS, bytes, b, d->cache,
               int32_t(layer), scale, q, d->stats);

@@ -19,8 +19,11 @@ extern "C" {
 
 constexpr int WARP = 32, THREADS = 256, WARPS = THREADS / WARP;
 
-/* Query rows, (token, head of the group) pairs, that a block attends with at a time: one a warp. */
+/* Query rows, (token, head of the group) pairs, that a block of scores works on at a time: one a warp. */
 constexpr int QUERIES = WARPS;
+
+/* Query rows of a prompt that a block attends with. */
+constexpr int PROMPT_ROWS = 64;
 
 /* Pages of one run of the attention. The runs of a head are merged in order, so its result depends neither on what else
  * is in the batch nor on how a prompt was cut into chunks. */
@@ -60,7 +63,8 @@ struct cu_head {
     int32_t n_slots;
 };
 
-/* A block of query rows of one part: (first … first + QUERIES − 1), row = token of the part × group + head. */
+/* A block of query rows of a part of several tokens: (first … first + PROMPT_ROWS − 1), row = token of the part × group
+ * + head. */
 struct cu_block {
     int32_t part, first;
 };

@@ -359,7 +359,7 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
     const size_t n = work->n_tokens, half = size_t(c->head_dim) / 2, group = size_t(c->n_heads) / size_t(c->n_kv_heads);
     const size_t had = d->work.config ? d->work.n_tokens : 0;
     const size_t heads = work->n_rows * n_cache_heads(c);
-    const size_t blocks = (n * group + QUERIES - 1) / QUERIES + work->n_rows;
+    const size_t blocks = (n * group + PROMPT_ROWS - 1) / PROMPT_ROWS + work->n_rows;
     const size_t pages = heads * n_pages(work->head_slots);
     const size_t bytes = lay_out(n, work->n_rows, heads, blocks, pages).bytes;
     const size_t logits = cu_logit_rows(work) * size_t(c->vocab), few = FEW_ROWS * widest_output(c);
@@ -428,7 +428,7 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
     int32_t longest = 0;
     for (const skv_part *part = batch->parts; part < batch->parts + batch->n_parts; part++) {
         size_t n = 0;
-        blocks += (part->n * group + QUERIES - 1) / QUERIES;
+        if (part->n > 1) blocks += (part->n * group + PROMPT_ROWS - 1) / PROMPT_ROWS;
         for (size_t h = 0; h < per_row; h++) {
             n += size_t(part->heads[h].n_pages);
             longest = std::max(longest, part->heads[h].n_pages);
@@ -474,7 +474,8 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
                 return;
             page += n, version = newest_version(from, per_row);
         }
-        for (size_t first = 0; first < from->n * group; first += QUERIES) *block++ = {int32_t(p), int32_t(first)};
+        for (size_t first = 0; from->n > 1 && first < from->n * group; first += PROMPT_ROWS)
+            *block++ = {int32_t(p), int32_t(first)};
     }
     if (!cu_check(d, cudaMemcpyAsync(staged, d->staging, l.pages, cudaMemcpyHostToDevice, d->stream), "the batch"))
         return;

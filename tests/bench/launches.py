@@ -33,7 +33,7 @@ OVERFLOWS = ["-fsanitize=signed-integer-overflow,shift,bounds", "-fno-sanitize-r
 
 @dataclass(frozen=True)
 class Launch:
-    kernel: str  # as `attend_kernel<__nv_bfloat16, 2>`
+    kernel: str  # as `attend_kernel<__nv_bfloat16, 2, 4>`
     grid: tuple[int, int, int]
     threads: int
     shared: int  # dynamic, bytes

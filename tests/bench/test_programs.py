@@ -79,5 +79,5 @@ def test_no_kernel_spills():
     done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True)
     if done.stdout.startswith("skipped: "):
         pytest.skip(done.stdout)
-    assert "| `attend_kernel<__nv_bfloat16, 2>` | 128 bf16 | 256 |" in done.stdout, done.stderr
+    assert "| `attend_kernel<__nv_bfloat16, 2, 4>` | 128 bf16 | 128 |" in done.stdout, done.stderr
     assert "spills" not in done.stderr

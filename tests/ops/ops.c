@@ -227,9 +227,9 @@ API void ops_attend(ops_world *w, size_t layer, const float *q, const float *k, 
     const size_t n_kv = w->batch.n_tokens * (size_t)w->config.n_kv_heads * dim;
     float *dq = put(w, q, n_q), *dk = put(w, k, n_kv), *dv = put(w, v, n_kv), *dout = put(w, out, n_q);
     ops->append(w->device, layer, dk, dv);
-    if (w->work.cache.sums) ops->receive(w->device, layer, dq);
     ops->keep_queries(w->device, layer, dq);
     ops->attention(w->device, layer, dq, dout);
+    if (w->work.cache.sums) ops->receive(w->device, layer, dq);
     take(w, out, dout, n_q);
     take(w, NULL, dq, 0);
     take(w, NULL, dk, 0);

@@ -173,6 +173,21 @@ def test_attention_append_and_sums(world, cache, head_dim, n_kv, group):
         assert (alone.attend(1, q, k, v) == out).all()
 
 
+@pytest.mark.parametrize("cache", ["f32", "bf16"])
+def test_attention_is_the_same_whatever_the_batch_and_the_cuts_of_a_prompt(world, cache):
+    """Bit for bit, over the edges of tiles, pages and runs; a group of more rows than a tile has."""
+    shape = {"n_kv": 1, "group": 17, "rows": 2, "tokens": 700, "slots": 700, "cache": cache}
+    q, k, v, whole = filled(world(**shape), [600], 1)
+    w, first = world(**shape), 0
+    for n in (1, 1, 62, 3, 445, 1, 1, 85, 1):
+        one = slice(first, first + n)
+        w.begin([2, n])
+        out = w.attend(0, *(np.concatenate([a[:2], a[one]]) for a in (q, k, v)))
+        assert (out[2:] == whole[one]).all(), one
+        first += n
+    assert first == len(whole)
+
+
 def test_a_long_rows_pages_are_spread_over_threads_bit_for_bit(library, backend):
     from ops.library import World
 

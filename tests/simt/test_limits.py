@@ -24,10 +24,11 @@ def run(tmp_path_factory):
         pytest.skip(str(missing))
 
     def launch(*arguments):
-        """Kernel and grid of every launch; what was said of them."""
+        """Shared memory by kernel and grid of every launch."""
         command = [sys.executable, "-m", "tests.bench.launches", *arguments, "--library", library, "--corners"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=launches.ROOT)
-        found = [(name, tuple(map(int, grid))) for name, *grid, _, _ in map(str.split, table(done.stdout))]
+        lines = map(str.split, table(done.stdout))
+        found = {(name, tuple(map(int, grid))): int(shared) for name, *grid, _, shared in lines}
         assert done.returncode == 0 and found, done.stderr
         return found
 
@@ -41,12 +42,12 @@ def table(text):
 
 @pytest.mark.parametrize("arguments, kernel, grid", [
     # 256 rows × 112 heads of 8192 tokens: a cache of 120 GB
-    (f"{QWEN} --rows 256 --context 8192", "attend_kernel<__nv_bfloat16,2>", (256, 4, 17)),
+    (f"{QWEN} --rows 256 --context 8192", "attend_kernel<__nv_bfloat16,2,4>", (256, 4, 17)),
     # a sum a slot; nothing is evicted yet
     (f"{QWEN} --rows 256 --context 8192 --layers 2 --method h2o:budget=16384", "receive_kernel<__nv_bfloat16,2>",
      (256, 4, 136)),
     # the last position of the context
-    (f"{QWEN} --rows 3 --context 131071 --layers 1", "attend_kernel<__nv_bfloat16,2>", (3, 4, 256)),
+    (f"{QWEN} --rows 3 --context 131071 --layers 1", "attend_kernel<__nv_bfloat16,2,4>", (3, 4, 256)),
     # all heads of the prompt's row, then of eight rows at once
     (f"{QWEN} --rows 16 --context 1089 --method skipkv:budget=1024,interval=64", "select_kernel", (112, 1, 1)),
     # the queries' own array and long areas
@@ -63,10 +64,20 @@ def table(text):
      (16384, 2, 1)),
     # tokens × heads beyond 65,535 in one forward
     (f"{QWEN} --rows 4096 --context 1 --layers 1 --vocab 1000", "merge_kernel", (14336, 1, 1)),
-    ("head-256 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,4>", (2, 4, 1)),
-    ("head-512 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,8>", (2, 4, 1)),
+    ("head-256 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,4,4>", (2, 4, 1)),
+    ("head-512 --rows 2 --context 200 --layers 1 --cache f32", "attend_kernel<float,8,4>", (2, 4, 1)),
     ("tiny --rows 65600 --context 1 --layers 1 --method h2o:budget=16", "receive_kernel<__nv_bfloat16,1>",
      (65600, 2, 8)),
 ])  # fmt: skip
 def test_launches_and_offsets_fit(run, arguments, kernel, grid):
     assert (kernel, grid) in run(*arguments.split())
+
+
+@pytest.mark.parametrize("arguments", [
+    *(f"{shape} --cache bf16" for shape in ("qwen2.5-0.5b", QWEN, "head-256", "head-512")),
+    *(f"{shape} --cache f32" for shape in ("qwen2.5-0.5b", QWEN, "head-256")),
+])  # fmt: skip
+def test_attention_fits_the_smallest_shared_memory(run, arguments):
+    """99 KiB a block: compute capabilities 8.6 and 8.9."""
+    launches = run(*f"{arguments} --rows 2 --context 200 --layers 1".split())
+    assert 0 < max(n for (kernel, _), n in launches.items() if kernel.startswith("attend_kernel")) <= 99 << 10
