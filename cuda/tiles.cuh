@@ -1,4 +1,4 @@
-/* What attention, sums and scores have in common: a block's query rows against the keys of one page. */
+/* What sums of attention received and scores have in common: a block's query rows against the keys of one page. */
 #ifndef SKV_TILES_CUH
 #define SKV_TILES_CUH
 
