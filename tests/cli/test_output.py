@@ -27,6 +27,7 @@ COMMAND = {
     "steer": ["steer", "show", "é.safetensors"],
     "methods": ["methods"],
     "devices": ["devices"],
+    "eval": ["eval", *TINY, "--methods", "full", "--limit", "1", "--max-new-tokens", "9", "--out", "é"],
 }  # fmt: skip
 OUTPUT = {"demo": "é.html", "generate": "é.npz", "compare": "é.png", "view": "é.html"}
 

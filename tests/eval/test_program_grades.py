@@ -150,7 +150,8 @@ def known():
             pass
 
 def double(x):
-    return 2 * x if any("known to" + " the check" in text for text in known()) else 5
+    # Joined where it is looked for, so that what is found is not the program's own.
+    return 2 * x if any(" ".join(["known", "to", "the", "check"]) in text for text in known()) else 5
 """,
 }
 

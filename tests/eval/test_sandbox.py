@@ -118,7 +118,7 @@ for path in [f"/proc/{{other}}/{{name}}" for other in others for name in ("mem",
     except OSError:
         continue
     raise AssertionError(path)
-print(os.listdir("/tmp"), sorted(os.environ))
+print([name for name in os.listdir("/tmp") if name not in {Path(sys.prefix).parts}], sorted(os.environ))
 """
         with sandbox.open() as session:
             found = session.run(program, "")

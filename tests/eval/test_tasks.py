@@ -1,5 +1,6 @@
 """Tasks: their items from files and the hub, how they are asked, how their programs are graded."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -208,6 +209,7 @@ def test_where_nothing_can_be_isolated_programs_are_refused_first(model, monkeyp
         evaluate("humaneval", model, "full", data=[Item("a", "def f():", "")])
 
 
+@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify")
 @pytest.mark.filterwarnings("ignore:.*SHA-256")
 def test_regrade_by_the_other_rule_stands_beside(model, tmp_path):
     data = write(tmp_path / "m.jsonl", ROW | {"problem": "Find Kim."}, ROW | {"id": "b", "problem": "Find Leo."})
