@@ -92,6 +92,7 @@ static __device__ void importance(const cu_cache &cache, const cu_job &job, cons
                     const float most = fmaxf(stats[2 * r], warp_max(fmaxf(a, b)));
                     const float part = (tid < here ? expf(a - most) : 0) + (tid + WARP < here ? expf(b - most) : 0);
                     const float total = warp_sum(part);
+                    __syncwarp(); /* all lanes have read what the first one writes */
                     if (tid == 0) {
                         stats[2 * r + 1] = fmaf(stats[2 * r + 1], expf(stats[2 * r] - most), total);
                         stats[2 * r] = most;

@@ -49,10 +49,10 @@ def variant(request):
         yield request.param
 
 
-@pytest.fixture(scope="module", params=[*VARIANTS, *(pytest.param(n, marks=getattr(pytest.mark, n)) for n in DEVICES)])
+@pytest.fixture(scope="module", params=devices.params([*VARIANTS, *DEVICES]))
 def backend(request):
     """The same and CUDA's, for the models of `harness.build`, `harness.tiny` and the worlds of tests/ops."""
-    devices.library(request.param)  # or skips
+    devices.where(request.param)  # or skips
     return request.param
 
 

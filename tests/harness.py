@@ -83,8 +83,7 @@ SHAPES = {}  # (n_layers, n_kv_heads) of the models built
 
 def core(config, dtype, backend):
     """A model without weights on a backend of conftest.py."""
-    library = devices.library(backend)
-    return _skipkv.Model(config, dtype, *(["cuda:0", library] if library else [backend]))
+    return _skipkv.Model(config, dtype, *(devices.where(backend) if backend else ()))
 
 
 @functools.cache

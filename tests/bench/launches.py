@@ -27,7 +27,6 @@ from tests.bench.shapes import SHAPES
 from tests.simt import build as simt
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = [ROOT / "csrc" / name for name in ("error.c", "heap.c", "dtypes.c")]
 OVERFLOWS = ["-fsanitize=signed-integer-overflow,shift,bounds", "-fno-sanitize-recover=all"]
 
 
@@ -45,18 +44,12 @@ class Launch:
         )
 
 
-def build(folder: Path) -> Path:
-    """The backend on the stand-ins, a shared object in folder. Raises simt.build.Missing."""
+def build() -> Path:
+    """The backend on the stand-ins, a shared object. Raises simt.build.Missing."""
     sources = [*sorted(simt.CUDA.glob("*.cu")), Path(__file__).with_suffix(".cpp"), *simt.SCHEDULER]
-    how = [*simt.flags("g++", None), *OVERFLOWS]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    simt.compile_all((how, *pair) for pair in zip(sources, objects, strict=True))
-    for source in CORE:
-        objects.append(folder / f"{source.stem}.c.o")
-        simt.run(["cc", "-std=c17", "-O2", "-fPIC", "-fvisibility=hidden", "-c", source, "-o", objects[-1]])
-    made = folder / "launches.so"
-    simt.run(["g++", *OVERFLOWS, "-shared", "-Wl,-Bsymbolic", *objects, "-pthread", "-ldl", "-o", made])
-    return made
+    how = [*simt.flags("g++"), *OVERFLOWS]
+    objects = simt.compile_all((how, source) for source in sources)
+    return simt.link(["g++", *OVERFLOWS], [*objects, *simt.compile_core()])
 
 
 def short(name: str) -> str:
@@ -120,16 +113,14 @@ def main() -> int:
     parser.add_argument("--cache", default="bf16", choices=("bf16", "f32"))
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "f32"))
     parser.add_argument("--variant", default="cuda:0", choices=("cuda:0", "cuda:0:deterministic"))
-    parser.add_argument("--library", type=Path, help="built before")
     parser.add_argument("--corners", action="store_true")
     args = parser.parse_args()
     changed = {"n_layers": args.layers, "vocab": args.vocab}
     config = replace(SHAPES[args.shape], **{key: value for key, value in changed.items() if value})
-    with tempfile.TemporaryDirectory() as folder:
-        found = record(
-            config, library=args.library or build(Path(folder)), rows=args.rows, context=args.context,
-            method=args.method, cache=args.cache, dtype=args.dtype, variant=args.variant, corners=args.corners,
-        )  # fmt: skip
+    found = record(
+        config, library=build(), rows=args.rows, context=args.context, method=args.method, cache=args.cache,
+        dtype=args.dtype, variant=args.variant, corners=args.corners,
+    )  # fmt: skip
     for launch in dict.fromkeys(found):
         print(launch.kernel, *launch.grid, launch.threads, launch.shared, sep="\t")
     impossible = [launch for launch in dict.fromkeys(found) if not launch.possible()]

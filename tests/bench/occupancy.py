@@ -95,7 +95,7 @@ def main() -> int:
     try:
         usage = ptxas()
         with tempfile.TemporaryDirectory() as folder:
-            ways = launched(build(Path(folder)))
+            ways = launched(build())
             ways |= {Launch(name, (1, 1, 1), THREADS, 0): "" for name in usage.keys() - {w.kernel for w in ways}}
             rows = [(w, runs, usage[w.kernel]) for w, runs in sorted(ways.items(), key=lambda item: str(item))]
             blocks = occupancy(Path(folder), [

@@ -1,10 +1,27 @@
 """The forward on the model in the box against the reference; its pages and its memory."""
 
+import harness
 import numpy as np
 import pytest
 from devices import DEVICES
 from generations import PROBLEMS, VECTOR, make, recorded
-from harness import FAMILIES, SPLIT, TINY, VOCAB, build, feed, refused, tiny, tiny_decoder
+from harness import (
+    ALL,
+    FAMILIES,
+    RUN,
+    SPLIT,
+    STEERING,
+    TINY,
+    VOCAB,
+    build,
+    feed,
+    open_session,
+    refused,
+    replay,
+    sentences_text,
+    tiny,
+    tiny_decoder,
+)
 
 import skipkv
 from skipkv import _skipkv
@@ -145,6 +162,27 @@ def test_greedy_text_is_that_of_the_plain_kernels(name, backend):
         [out] = recorded(model, make(name), prompt, steering=steering, max_new_tokens=100)
         assert out.stats.steered and len(out.tokens) == 100 and (out.stats.compactions > 0) == (name != "full")
         texts.append(out.tokens)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "knorm"])  # which scores equal tokens alike
+def test_greedy_rows_are_those_of_the_plain_kernels(name, backend):
+    """A family each: a steered row and one that is not, together for 60 tokens, then the latter alone."""
+    texts = []
+    for where in ("generic", backend):
+        model, _ = build([*FAMILIES][ALL.index(name) % len(FAMILIES)], variant=where)
+        session = open_session(model, harness.make(name, budget=24, **RUN), rows=2)
+        rows = [session.open(150, n_prompt=40, steering=steering, prompt=1) for steering in (None, STEERING)]
+        logits = [replay(session, row, sentences_text(40, 5))[0][-1] for row in rows]
+        texts.append([[], []])
+        for step in range(100):
+            spans = np.array([(row, 1) for row in (rows if step < 60 else rows[1:])], np.int32)
+            tokens = np.array([line.argmax() for line in logits], np.int32)[-len(spans) :]
+            logits = np.empty((len(spans), VOCAB), np.float32)
+            session.forward(spans, tokens, logits)
+            for text, token in zip(texts[-1][-len(spans) :], tokens.tolist(), strict=True):
+                text.append(token)
+        assert session.state(rows[1])["steered"] > 0 and min(len(set(text)) for text in texts[-1]) > 3
     assert texts[0] == texts[1]
 
 

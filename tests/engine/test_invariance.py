@@ -4,11 +4,24 @@ import json
 import threading
 from dataclasses import asdict
 
+import devices
 import harness
 import numpy as np
 import pytest
 from generations import PROBLEMS, VECTOR, alone, facts, make, recorded, run, same, same_compactions
-from harness import ALL, RUN, SHARING, SPLIT, STEERING, assert_same_logits, assert_same_run, feed, outcome, tiny
+from harness import (
+    ALL,
+    RUN,
+    SHARING,
+    SPLIT,
+    STEERING,
+    VARIANTS,
+    assert_same_logits,
+    assert_same_run,
+    feed,
+    outcome,
+    tiny,
+)
 
 import skipkv
 from skipkv import Steering, _skipkv
@@ -22,6 +35,15 @@ pytestmark = [
 # The model in the box without a method
 
 TOKENS = np.random.default_rng(5).integers(0, 231, 150).astype(np.int32)
+EVERY = devices.params([*VARIANTS, *devices.DEVICES, *devices.EXACT])
+any_batch = pytest.mark.parametrize("backend", EVERY, indirect=True)
+
+
+@pytest.fixture(scope="module", params=devices.params([*VARIANTS, *devices.EXACT]))
+def backend(request):
+    """Those that promise the same bits."""
+    devices.where(request.param)  # or skips
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +52,7 @@ def whole(backend):
     return feed(session, session.open(200), TOKENS)
 
 
+@any_batch
 @pytest.mark.parametrize("chunk", [1, 7, 64, 150])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_chunks_and_threads_of_a_prefill(backend, whole, chunk, threads):
@@ -47,6 +70,7 @@ def test_a_long_row_decodes_the_same_on_any_number_of_threads(variant):
     assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
 
 
+@any_batch
 def test_a_row_is_the_same_among_seven_others(backend, whole):
     lengths = [3, 150, 20, 1, 77, 64, 65, 128]
     session = _skipkv.Session(tiny(backend), rows=8, tokens=600, threads=2)

@@ -5,8 +5,8 @@ from ops import library as ops_library
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return ops_library.build(tmp_path_factory.mktemp("ops"))
+def library():
+    return ops_library.load()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The core and ops.c as one shared library, built once a session by setup.py's own flags; and a world on a backend."""
+"""The core and ops.c as one shared library, built by setup.py's own flags; and a world on a backend."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import ctypes
 import os
 import runpy
 import shlex
-import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import devices
 import numpy as np
+from simt import build
 
 from skipkv.methods import BITS
 
@@ -22,25 +21,16 @@ DTYPES = {"f32": 0, "bf16": 1}
 ADD, CLOSE, EXTEND, NONE = range(4)  # skv_mark
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    """Compile csrc but for its binding, and ops.c, into folder."""
+def load() -> ctypes.CDLL:
+    """csrc but for its binding, and ops.c."""
     setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*setup["FLAGS"], *(setup["SANITIZERS"] if setup["SANITIZE"] else []), "-fPIC", f"-I{ROOT / 'csrc'}"]
-    core = [p for p in (ROOT / "csrc").rglob("*.c") if p.parent.name != "python"]
-    sources = [*core, Path(__file__).with_name("ops.c")]
-
-    def compile_one(source: Path) -> str:
-        out = str(folder / f"{source.parent.name}-{source.stem}.o")
-        extra = setup["VARIANTS"].get(source.name, [])
-        subprocess.run([*compiler, *flags, *extra, "-c", str(source), "-o", out], check=True)
-        return out
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, (s for s in sources if setup["X86"] or s.name not in setup["VARIANTS"])))
-    target = str(folder / "ops.so")
-    link = [f for f in flags if f.startswith(("-f", "-g"))]
-    subprocess.run([*compiler, "-shared", *link, *objects, "-o", target, "-lm"], check=True)
+    sources = [p for p in (ROOT / "csrc").rglob("*.c") if p.parent.name != "python"]
+    jobs = [([*compiler, *flags, *setup["VARIANTS"].get(p.name, [])], p) for p in sorted(sources)
+            if setup["X86"] or p.name not in setup["VARIANTS"]]  # fmt: skip
+    objects = build.compile_all([*jobs, ([*compiler, *flags], Path(__file__).with_name("ops.c"))])
+    target = build.link([*compiler, *(f for f in flags if f.startswith(("-f", "-g")))], [*objects, "-lm"])
     library = ctypes.CDLL(target)
     library.ops_open.restype = ctypes.c_void_p
     library.ops_error.restype = ctypes.c_char_p
@@ -81,9 +71,9 @@ class World:
         flags = {**BITS, "query_heads": BITS["queries"] << 4, "by_layer": BITS["queries"] << 5}
         bits = sum(flags[name] for name in needs)
         shape = integers([n_layers, n_kv * group, n_kv, head_dim, hidden, window, rows, tokens, slots])
-        path = devices.library(backend)
-        self.exact = not path
-        where = (path.encode(), b"cuda:0") if path else (None, backend.encode())
+        variant, path = devices.where(backend)
+        self.exact = backend not in devices.DEVICES
+        where = path and path.encode(), variant.encode()
         self.world = ctypes.c_void_p(library.ops_open(*where, threads, pointer(shape), DTYPES[cache], bits))
         assert self.world.value
 

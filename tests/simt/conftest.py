@@ -1,7 +1,6 @@
 """The kernels of kernels.cu in a shared object, and the programs of bugs.cu."""
 
 import ctypes
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,16 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """Builds sources of this folder, once a tool; without warnings."""
-    folder = tmp_path_factory.mktemp("simt")
+def built():
+    """Builds sources of this folder."""
 
-    @functools.cache
-    def build_once(compiler, sanitizer, *names, shared):
-        out = folder / f"{names[0]}-{compiler}-{sanitizer}-{shared}"
+    def build_or_skip(compiler, sanitizer, *names, shared):
         try:
-            assert build([HERE / f"{name}.cu" for name in names], out, compiler, sanitizer, shared) == ""
+            return build([HERE / f"{name}.cu" for name in names], compiler, sanitizer, shared)
         except Missing as missing:
             pytest.skip(str(missing))
-        return out
 
-    return build_once
+    return build_or_skip
 
 
 class Device:

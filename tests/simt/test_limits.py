@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from simt.build import Missing
 
 from tests.bench import launches
 
@@ -16,16 +15,15 @@ QWEN = "r1-distill-qwen-7b"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("launches")
+def run():
     try:
-        library = launches.build(folder)
-    except Missing as missing:
+        launches.build()
+    except launches.simt.Missing as missing:
         pytest.skip(str(missing))
 
     def launch(*arguments):
         """Shared memory by kernel and grid of every launch."""
-        command = [sys.executable, "-m", "tests.bench.launches", *arguments, "--library", library, "--corners"]
+        command = [sys.executable, "-m", "tests.bench.launches", *arguments, "--corners"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=launches.ROOT)
         lines = map(str.split, table(done.stdout))
         found = {(name, tuple(map(int, grid))): int(shared) for name, *grid, _, shared in lines}

@@ -1,0 +1,110 @@
+"""The matrix finds faults of the backend: each of these, seeded into a copy of its sources, makes a test of it fail,
+and each of those that only a tool sees is seen. Without faults the same tests pass, and no tool finds anything.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from simt import build
+
+pytestmark = pytest.mark.simt
+OPS, FORWARD = "tests/ops/test_ops.py", "tests/engine/test_forward.py"
+GREEDY = f"{FORWARD}::test_greedy_rows_are_those_of_the_plain_kernels[cuda-full]"
+LINEAR, ATTENTION = f"{OPS} -k test_linear", f"{OPS} -k attention_append"
+TERMS, SELECT = f"{OPS} -k test_terms", f"{OPS} -k select_and_compact"
+
+# What is wrong → file, what is there, what takes its place, the tests
+FAULTS = {
+    "a graph of another batch": (
+        "device.cu", "hash = cu_hash(hash, &step.hash, sizeof step.hash)", "hash += step.hash > 0", GREEDY),
+    "a scale is missing": ("device.cu", "float(factor * s)", "float(s)", f"{FORWARD} -k yarn"),
+    "the host reads before the stream is done": (
+        "device.cu", 'cu_check(d, cudaStreamSynchronize(d->stream), "the device");', "", f"{OPS} -k rmsnorm"),
+    "what is written may change before it is copied": (
+        "device.cu", "cu_of(base)->uploads.back().data(), bytes", "from, bytes", f"{OPS} -k test_terms"),
+    "rows without their padding": ("linear.cu", "id) * row", "id) * min(row, n_in)", f"{OPS} -k test_embed"),
+    "activations are rounded once": (
+        "linear.cu", "high[n + i] = __float2bfloat16_rn(value - __bfloat162float(high[i]))", "high[n + i] = 0", LINEAR),
+    "a page's first slot goes to the page before": (
+        "attention.cu", "head.pages[slot / SKV_PAGE]", "head.pages[max(slot - 1, 0) / SKV_PAGE]", ATTENTION),
+    "the oldest query of a window is lost": (
+        "attention.cu", "t < part.first + part.n - window", "t <= part.first + part.n - window", TERMS),
+    "probabilities are not divided by their sum": (
+        "attention.cu", "- stat[0]) / stat[1]", "- stat[0])", ATTENTION),
+    "turned the other way": (
+        "pointwise.cu", "second * cosine[at] + first * sine[at]", "second * cosine[at] - first * sine[at]",
+        f"{OPS} -k test_rope"),
+    "a sentence begins with the one before": (
+        "pointwise.cu", "if (i < hidden) part.sum[i] = 0;", "", f"{OPS} -k test_sentence"),
+    "the last head of a group is left out": (
+        "score.cu", "r < min(int32_t(QUERIES), end - g); r++", "r < min(int32_t(QUERIES), end - g) - 1; r++", TERMS),
+    "a similar key counts": ("score.cu", "(whole - self - job.lost[first + r])", "(whole - self)", TERMS),
+    "ties go to the higher slot": ("evict.cu", "tie < ties", "n_ties - 1 - tie < ties", SELECT),
+    "minus zero is less than zero": ("evict.cu", "(score + 0.0f)", "(score)", SELECT),
+    "sums stay where they were": ("evict.cu", "if (cache.sums) close_words", "if (false) close_words", SELECT),
+    "the oldest query of a window that is not full": (
+        "jobs.cu", "(due->n_tokens - to->n_queries) % window", "due->n_tokens % window", TERMS),
+    "all rows have the first one's sentences": (
+        "jobs.cu", "if (!i || job->due != jobs[i - 1].due)", "if (!i)", SELECT),
+}  # fmt: skip
+
+
+def matrix(library, tests):
+    """Runs tests of the matrix on a shared object, as if it had a device; (exit status, output)."""
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-x", "-p", "no:cacheprovider", *tests.split()]
+    environment = os.environ | {"SKIPKV_CUDA_LIBRARY": str(library), "PYTHONPATH": "."}
+    done = subprocess.run(command, cwd=build.ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there():
+    try:
+        return build.backend()
+    except build.Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(name):
+    *fault, tests = FAULTS[name]
+    status, report = matrix(build.backend(faults=(tuple(fault),)), tests)
+    assert status == 1 and "AssertionError" in report or "Segmentation fault" in report, report
+
+
+@pytest.mark.parametrize("tests", sorted({tests for *_, tests in FAULTS.values()}))
+def test_the_same_tests_pass_without_a_fault(there, tests):
+    status, report = matrix(there, tests)
+    assert status == 0 and " passed" in report and "skipped" not in report, report
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a tool sees in a run of engine.c: tool → fault, settings, what the report must say
+
+SHORT = ("jobs.cu", "n * (dim + 1) * sizeof(float)", "n * dim / 2 * sizeof(float)")  # of memory for keys and positions
+MOVED = "if (i < n) reinterpret_cast<uint32_t *>(job.pages[i / SKV_PAGE] + at)"
+SEEN = {
+    "guard": (SHORT, {"SIMT_GUARD": "1"}, "overrun of device memory"),
+    "address": (SHORT, {}, "heap-buffer-overflow .*fetch_kernel"),
+    # Threads of select_kernel that mark the same sentence as alive write the same.
+    "thread": (("evict.cu", f"__syncthreads();\n        {MOVED}", MOVED), {"TSAN_OPTIONS": "suppressions={}"},
+               "data race .*close_words"),
+    "memory": (("score.cu", "if (threadIdx.x == 0) pairs = 0;", ""), {}, "use-of-uninitialized-value.*keys_kernel"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", SEEN)
+def test_a_tool_sees_its_fault_and_nothing_else(tool, tmp_path):
+    fault, settings, words = SEEN[tool]
+    known = tmp_path / "known"
+    known.write_text("race:mark_alive\n")
+    environment = os.environ | {name: value.format(known) for name, value in settings.items()}
+    for faults in ((fault,), ()):
+        program = build.backend(tool, faults, program=True)
+        done = subprocess.run([program], env=environment, capture_output=True, text=True)
+        if faults:
+            assert done.returncode != 0 and re.search(words, done.stderr, re.DOTALL), done.stderr
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
