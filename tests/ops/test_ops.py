@@ -191,6 +191,22 @@ def test_attention_is_the_same_whatever_the_batch_and_the_cuts_of_a_prompt(world
     assert first == len(whole)
 
 
+@pytest.mark.parametrize("group", [1, 2, 4, 5, 7, 8])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
+def test_attention_of_every_shape_at_a_pages_edge(world, head_dim, group):
+    """Three rows of 62, 63 and 64 slots, and two steps of each."""
+    cache = ("f32", "bf16")[group % 2]
+    stored = spec.round_bf16 if cache == "bf16" else np.asarray
+    w = world(n_kv=1, group=group, head_dim=head_dim, rows=3, slots=70, cache=cache)
+    past = [[np.zeros((0, 1, head_dim), np.float32)] * 2] * 3
+    for step, counts in enumerate(([62, 63, 64], [1, 1, 1], [1, 1, 1])):
+        q, k, v, out = filled(w, counts, (head_dim, group, step))
+        for row, end in enumerate(np.cumsum(counts)):
+            part, before = slice(end - counts[row], end), len(past[row][0])
+            past[row] = [np.concatenate([old, stored(new[part])]) for old, new in zip(past[row], (k, v), strict=True)]
+            close(out[part], attention(q[part], *past[row], before)[1])
+
+
 def test_a_long_rows_pages_are_spread_over_threads_bit_for_bit(library, backend):
     from ops.library import World
 

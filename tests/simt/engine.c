@@ -62,7 +62,7 @@ static skv_method method_of(const struct run *run, const int32_t *budgets) {
     skv_error error;
     skv_method method = skv_method_of(skv_policy_find(run->method));
     for (size_t t = 0; t < SKV_N_TERMS && !strcmp(run->method, "blend"); t++)
-        check(!skv_method_set(&method, skv_term_names[t], 0.5 - 0.2 * (double)t, &error), error.text);
+        check(!skv_method_set(&method, skv_term_names[t], t ? 0.5 - 0.2 * (double)t : 1e-3, &error), error.text);
     method.interval = 4, method.tau = 0, method.budgets = budgets;
     method.compat = run->compat, method.evict = run->evict, method.by_layer = run->by_layer;
     return method;
