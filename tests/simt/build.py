@@ -106,6 +106,12 @@ def link(how, objects, shared=True):
     return made([*how, *kind, *objects, "-pthread", "-ldl", "-lm"], ".so" if shared else "")
 
 
+def compile_core(compiler="g++", tool=None, sources=CORE):
+    """The objects of C sources."""
+    language = ["-x", "c", "-std=c17", "-fPIC", "-fvisibility=hidden", "-I", ROOT / "csrc"]
+    return compile_all(([compiler, *language, *SANITIZERS[tool]], source) for source in sources)
+
+
 def runtime(compiler, sanitizer):
     """The runtime's objects."""
     seen = flags(compiler, sanitizer)
@@ -160,8 +166,7 @@ def backend(sanitizer=None, faults=(), program=False):
         faults = (*faults, ("device.cu", "LARGEST = 18", "LARGEST = 0"))
     jobs = [(how, changed(source, faults)) for source in sorted(CUDA.glob("*.cu"))]
     core = [*ROOT.glob("csrc/*.c"), HERE / "engine.c"] if program else CORE
-    c = [compiler, "-x", "c", "-std=c17", "-fPIC", "-fvisibility=hidden", "-I", ROOT / "csrc", *SANITIZERS[tool]]
-    objects = compile_all([*jobs, *((c, source) for source in core)])
+    objects = [*compile_all(jobs), *compile_core(compiler, tool, core)]
     return link([compiler, *SANITIZERS[tool]], [*objects, *runtime(compiler, tool)], not program)
 
 
@@ -176,7 +181,9 @@ def changed(source, faults):
         return source
     path = BUILT / hashlib.sha256(text.encode()).hexdigest()[:20] / source.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    begun = path.with_suffix(f".{os.getpid()}")  # whole at once, for whoever reads it
+    begun.write_text(text)
+    begun.replace(path)
     return path
 
 
