@@ -56,7 +56,7 @@ def floats(name: str, value: Any, shape: str) -> np.ndarray:
     try:
         if np.iscomplexobj(value):
             raise TypeError
-        array = np.ascontiguousarray(value, np.float32)
+        array = np.array(value, np.float32, order="C", ndmin=1)  # a copy: what is checked stays as it is
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected numbers [{shape}], found {type(value).__name__}") from None
     wanted = shape.split(", ")

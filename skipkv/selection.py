@@ -37,7 +37,7 @@ def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray
     if value is None:
         value = np.arange(n_slots)
     try:
-        where = np.asarray(value)
+        where = np.array(value)
     except ValueError:  # rows of different lengths
         where = np.zeros((0, 0, 0))
     if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):

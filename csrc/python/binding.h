@@ -1,5 +1,5 @@
 /* The Python binding: the only files that include Python.h and NumPy. Arrays come in checked for type, shape and order,
- * and are held by reference while they are borrowed. */
+ * and copied, as another thread or a custom score may write to the caller's between a check and a use. */
 #ifndef SKV_BINDING_H
 #define SKV_BINDING_H
 
@@ -36,13 +36,17 @@ PyObject *py_config_error(PyObject *module, const char *format, ...);
 PyObject *py_module_of(PyObject *self);
 
 /* Before n_threads compute: −1 with a BackendError where a fork has left behind those that this process would wait
- * for. */
+ * for, with a CapacityError where so many cannot be started, which would end the process. */
 int py_may_thread(PyObject *module, int n_threads);
 
-/* The object as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do: the
- * same array where it is one already, else a copy. NULL with a ConfigError that names it. */
+/* The object's copy as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do.
+ * NULL with a ConfigError that names it. */
 PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
                         const npy_intp *shape);
+
+/* As py_array, but the same array where it is one already: for large data whose values are not relied on. */
+PyArrayObject *py_borrowed(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
+                           const npy_intp *shape);
 
 /* As py_array, but to be written to: never a copy. */
 PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, int type, int n_dims,

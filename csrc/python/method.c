@@ -50,6 +50,10 @@ static bool call_custom(void *context, const skv_candidates *c, float *to) {
                         (Py_ssize_t)j, c->layer, c->head);
         break;
     }
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* which no generator lets through */
+        PyErr_Clear();
+        py_config_error(custom->module, "custom score raised StopIteration; allowed: any other exception");
+    }
     const bool ok = !PyErr_Occurred();
     if (!ok && custom->type)
         PyErr_Clear(); /* another row failed in the same forward: the first failure is told */

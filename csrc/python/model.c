@@ -150,7 +150,7 @@ static PyObject *model_bind(PyObject *self, PyObject *args) {
         if (PyErr_Occurred()) return NULL;
         if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes)) bytes = SIZE_MAX;
     }
-    PyArrayObject *data = py_array(module, object, name, NPY_UINT8, 1, (npy_intp[]){-1});
+    PyArrayObject *data = py_borrowed(module, object, name, NPY_UINT8, 1, (npy_intp[]){-1});
     if (!data) return NULL;
     skv_error error;
     skv_status status = SKV_OK;

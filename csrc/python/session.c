@@ -271,7 +271,7 @@ static PyObject *session_sample(PyObject *object, PyObject *args) {
         in_use(self))
         return NULL;
     const npy_intp vocab = config_of(self)->vocab;
-    PyArrayObject *logits = py_array(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){-1, vocab});
+    PyArrayObject *logits = py_borrowed(module, logit_object, "logits", NPY_FLOAT, 2, (npy_intp[]){-1, vocab});
     if (!logits) return NULL;
     PyArrayObject *sequences =
         py_array(module, sequence_object, "sequences", NPY_INT64, 2, (npy_intp[]){PyArray_DIM(logits, 0), 3});

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from harness import STEERING, assert_same, assert_same_run, outcome, refused
 
-from skipkv import ConfigError, Custom
+import skipkv
+from skipkv import ConfigError, Custom, _skipkv
 
 pytestmark = pytest.mark.sanitize
 
@@ -112,6 +113,40 @@ def test_the_first_of_two_failing_rows_is_told(backend):
     rows = [session.open(60, n_prompt=n) for n in (41, 42)]
     with pytest.raises(Stop, match="^41$"):
         session.forward(np.array([[rows[0], 41], [rows[1], 42]], np.int32), np.zeros(83, np.int32))
+
+
+def test_what_the_caller_writes_later_changes_nothing(backend):
+    """Arrays are copied before they are checked: a score, or another thread, may write to the caller's in between."""
+    rng = np.random.default_rng(5)
+    arrays = {"keys": rng.normal(size=(2, 50, 8)).astype(np.float32), "positions": np.tile(np.arange(50), (2, 1))}
+    arrays["queries"], arrays["positions"] = arrays["keys"][:, -8:].copy(), arrays["positions"].astype(np.int32)
+    arrays["penalties"] = np.array([[3, 9, 0.9], [12, 20, 0.8]], np.float32)
+
+    def select(spoils):
+        given = {name: array.copy() for name, array in arrays.items()}
+
+        def score(c):
+            for array in given.values() if spoils else ():
+                array.fill(-(1 << 30))
+            return c.importance - c.penalties[: c.n_candidates]
+
+        method = Custom(score, ["importance", "penalties"], budget=20)
+        return skipkv.select(method, **given)
+
+    spoilt, whole = select(True), select(False)
+    assert np.array_equal(spoilt.kept, whole.kept) and np.array_equal(spoilt.score, whole.score)
+
+    model, tokens = harness.build(variant=backend)[0], harness.sentences_text(90, 7)
+    outcomes = []
+    for spoils in (False, True):
+        words = [np.array(array) for array in harness.vocabulary()]
+        method = harness.make("skipkv", budget=40, interval=16).as_dict(harness.SHAPES[model])
+        session = _skipkv.Session(model, method=method, vocabulary=tuple(words))
+        for array in words if spoils else ():
+            array.fill(1 << 7)
+        row = session.open(90)
+        outcomes.append(outcome(session, row, harness.replay(session, row, tokens)[0]))
+    assert_same(*outcomes)
 
 
 @pytest.mark.parametrize("value, message", [
