@@ -6,6 +6,7 @@ ids → session → forward, chunk by chunk → Row: tokens fed, α, compactions
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,21 +30,32 @@ Prompt = str | Sequence[int] | Sequence[dict]
 PAGE = CONSTANTS["page"]  # slots
 FORWARD_TOKENS = 512  # of one forward: long prompts are fed in chunks beside the rows that decode
 DEFAULT_THREADS = 64  # at most, unless more are asked for
+CGROUP = Path("/sys/fs/cgroup")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # microseconds of computing in a period
 MEMORY_MAX = 1 << 62  # bytes
 CACHES = sorted(CONSTANTS["cache_dtypes"])
 TRACES = (False, True, "scores")
 
 
 def cpu_count() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may run on, or that its share of their time comes to."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in QUOTAS:
+        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            quota, period = (int(n) for name in names for n in (CGROUP / name).read_text().split())
+            if quota > 0:
+                return min(count, -(-quota // period))
+    return count
 
 
 def count_threads(threads: int | None) -> int:
-    """Threads that compute; all processors of this process by default."""
+    """Threads that compute; all processors of this process by default, and no more, as the rest would only wait."""
+    count = cpu_count()
     if threads is None:
-        return min(cpu_count(), DEFAULT_THREADS)
-    return integer("threads", threads, 1, CONSTANTS["max_threads"])
+        return min(count, DEFAULT_THREADS)
+    if integer("threads", threads, 1, CONSTANTS["max_threads"]) > count:
+        warn(f"threads is {threads}, but this process has {count} processor{'s' if count > 1 else ''}: {count} compute")
+    return min(int(threads), count)
 
 
 def trace_level(trace: Any) -> int:

@@ -13,7 +13,7 @@ from generations import PROBLEMS
 from harness import TINY, VARIANTS, refused
 
 import skipkv
-from skipkv import _skipkv
+from skipkv import _skipkv, engine
 from skipkv.load.config import ModelConfig
 
 SOURCE = str(Path(skipkv.__file__).parents[1])
@@ -81,6 +81,59 @@ def test_the_environment_forces_a_variant(variant, capsys):
     assert capsys.readouterr() == ("", "")
     # Two bytes a weight, and four in the 9 norms of 256; the kernels pad the vocabulary to whole blocks of rows.
     assert 0 <= model._core.n_bytes - (2 * 2479872 + 2 * 9 * 256) <= 2 * 256 * 64
+
+
+def test_threads_are_no_more_than_processors(monkeypatch, tmp_path):
+    """Those of the affinity, or what the control group's share of their time comes to, rounded up."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(engine, "CGROUP", tmp_path)
+    (tmp_path / "cpu").mkdir()
+
+    def found(*counts, **files):
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".", 1).replace("cpu.cfs", "cpu/cpu.cfs")).write_text(text)
+        assert [engine.cpu_count(), engine.count_threads(None), engine.count_threads(2)] == list(counts)
+
+    found(6, 6, 2)
+    found(6, 6, 2, cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
+    found(3, 3, 2, cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")
+    found(3, 3, 2, cpu_max="max 100000\n")
+    found(2, 2, 2, cpu_max="150000 100000\n")
+    found(6, 6, 2, cpu_max="10000000 100000\n")
+    (tmp_path / "cpu.max").unlink()
+    with pytest.warns(UserWarning, match="^threads is 1024, but this process has 3 processors: 3 compute$"):
+        assert skipkv.load("tiny", threads=1024, progress=False).threads == 3
+
+
+@pytest.mark.sanitize
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="limits processes as Linux does")
+def test_threads_that_cannot_be_started_are_refused():
+    """OpenMP would end the process, wherever it computes; fewer threads still do."""
+    assert run(STARTED) == "ok\n"
+
+
+STARTED = """
+import resource
+import skipkv
+
+model = skipkv.load("tiny", threads=1, progress=False)
+ids = model.encode("Kim")
+alone = model.logits(ids)
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (40 << 20)
+resource.setrlimit(resource.RLIMIT_STACK, (16 << 20, resource.RLIM_INFINITY))  # of a thread
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+model.threads = 1024
+for call in (lambda: model.logits(ids), lambda: model._core.limits(1 << 20, 1024)):
+    try:
+        call()
+        print("computed")
+    except skipkv.CapacityError as error:
+        said = str(error)
+        assert said.startswith("threads is 1024, of which this process may start ") and 0 < int(said.split()[-1]) < 99, said
+model.threads = 1
+assert (model.logits(ids) == alone).all()
+print("ok")
+"""
 
 
 def test_the_best_variant_is_the_default(monkeypatch):
