@@ -161,7 +161,7 @@ class Model(Engine):
                         bar.update()
                     if tokens % 16 == 0:
                         bar.set_postfix(tokens=tokens, refresh=False)
-            except Exception as error:
+            except BaseException as error:
                 error.outputs = run.results()  # nothing that was finished is lost
                 raise
         return run.results()

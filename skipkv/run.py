@@ -310,6 +310,7 @@ class Run:
         order, padding = pad([len(prompt) for prompt in prompts], options.rows, options.grouping)
         self.queue = deque((prompt, sample) for prompt in order for sample in range(options.n))
         self.asked: int | None = None  # the last prompt that `Options.admit` was asked about
+        self.apart: int | None = None  # the last prompt that did not fit beside a sample of its own
         self.reserves = padding if options.padding == "reserve" else [0] * len(prompts)
         self._check()
 
@@ -338,12 +339,13 @@ class Run:
 
     def _open(self, prompt: int, sample: int, template: bool) -> _Row:
         ids, steering = list(self.prompts[prompt]), self.steering[prompt]
+        limit = len(ids) if template else self._capacity(prompt)
         number = self.session.open(
-            self._capacity(prompt), n_prompt=len(ids), prompt=prompt, sample=sample, reserve=self.reserves[prompt],
+            limit, n_prompt=len(ids), prompt=prompt, sample=sample, reserve=self.reserves[prompt],
             steering=steering.as_tuple() if steering else None,
         )  # fmt: skip
-        row = _Row(number, len(ids), steering, prompt=prompt, sample=sample, ids=ids, limit=self._capacity(prompt),
-                   template=template, stream=self._stream())  # fmt: skip
+        row = _Row(number, len(ids), steering, prompt=prompt, sample=sample, ids=ids, limit=limit, template=template,
+                   stream=self._stream())  # fmt: skip
         if template:
             row.ids.pop()
         return row
@@ -351,22 +353,39 @@ class Run:
     def _stream(self) -> Stream | None:
         return self.engine.tokenizer.stream() if self.engine.tokenizer else None
 
-    def _from_template(self, sample: int, number: int) -> _Row:
-        """The row of this number goes on from the prefilled prompt: a copy, or the template itself."""
-        t = self.template
-        if number == t.number:
-            self.template = None
+    def _fork(self, sample: int) -> _Row:
+        """A row that goes on from the prefilled prompt."""
+        t, limit = self.template, self._capacity(self.template.prompt)
+        number = self.session.fork(t.number, limit, sample)
         return _Row(number, t.n_prompt, t.steering, t.fed, alphas=dict(t.alphas), prompt=t.prompt, sample=sample,
-                    ids=list(self.prompts[t.prompt]), limit=t.limit, stream=self._stream())  # fmt: skip
+                    ids=list(self.prompts[t.prompt]), limit=limit, stream=self._stream())  # fmt: skip
+
+    def _drop_template(self) -> None:
+        self.session.close(self.template.number)
+        self.template = None
+
+    def _is_in_the_way(self) -> bool:
+        """Whether a row fits in place of the prompt that waits, and may decode more than the prompts cost it."""
+        t, limit = self.template, self.options.memory_limit
+        if not t or not limit or t.n_prompt > self.options.max_new_tokens:
+            return False
+        held, row = (self.session.row_bytes(n, t.n_prompt) for n in (t.limit, self._capacity(t.prompt)))
+        return self.session.ledger()["reserved_bytes"] - held + row <= limit
 
     def _ask(self) -> bool:
         """Whether a sequence waits, once those of the next prompt that are not admitted have left the queue."""
         admit = self.options.admit
         while admit and self.queue and self.queue[0][0] != self.asked:
             self.asked = self.queue[0][0]
-            refused = {key for key in self.queue if key[0] == self.asked and not admit(*key)}
-            self.queue = deque(key for key in self.queue if key not in refused)
+            keys = []
+            while self._is_next(self.asked):
+                keys.append(self.queue.popleft())
+            self.queue.extendleft(reversed([key for key in keys if admit(*key)]))
         return bool(self.queue)
+
+    def _is_next(self, prompt: int, after: int = 0) -> bool:
+        """Whether a sample of this prompt stands behind so many others."""
+        return len(self.queue) > after and self.queue[after][0] == prompt
 
     def _admit(self) -> None:
         """Open what fits. A prompt with several samples is prefilled once, but for its last token, and forked."""
@@ -374,32 +393,30 @@ class Run:
             return  # static groups: all of one end before the next begins
         while len(self.active) < self.options.rows and self._ask():
             (prompt, sample), template = self.queue[0], self.template
-            waiting = [s for p, s in self.queue if p == prompt]
+            shared = self._is_next(prompt, 1) and len(self.prompts[prompt]) > 1 and prompt != self.apart
             try:
                 if template is None:
-                    shared = len(waiting) > 1 and len(self.prompts[prompt]) > 1
-                    # What is shared is opened as the last sample, which will take the row over.
-                    row = self._open(prompt, max(waiting) if shared else sample, template=shared)
+                    row = self._open(prompt, sample, template=shared)
                     if shared:
                         self.template = row
                         return
                 elif template.fed < len(template.ids):
                     return  # its prompt is not through yet
-                elif len(waiting) == 1:  # the last one needs no copy
-                    row = self._from_template(sample, template.number)
                 else:
-                    row = self._from_template(sample, self.session.fork(template.number, template.limit, sample))
+                    row = self._fork(sample)
             except CapacityError:
-                if self.active:
+                if self.active and not self._is_in_the_way():
                     return  # a row that ends makes room
-                if template is None:
+                if not shared and template is None:
                     raise
-                # Prompt and copy do not fit together: the prompt's row becomes its last sample, the others are
-                # prefilled again.
-                sample = max(waiting)
-                row = self._from_template(sample, template.number)
+                self.apart = prompt  # each of its samples is prefilled by itself
+                if template:
+                    self._drop_template()
+                continue
             self.active.append(row)
-            self.queue.remove((prompt, sample))
+            self.queue.popleft()
+            if template and not self._is_next(prompt):
+                self._drop_template()
 
     # -- steps
 
@@ -416,7 +433,7 @@ class Run:
 
     def steps(self, interrupt: Interrupt) -> Iterator[Event]:
         """Work until everything is done or interrupted; yields every new token."""
-        while self.queue or self.active or self.template:
+        while self.queue or self.active:
             if interrupt.seen:
                 yield from self._interrupted()
                 return

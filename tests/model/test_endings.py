@@ -299,8 +299,13 @@ def test_what_a_custom_score_raises_passes_through_with_what_was_finished(model)
     with pytest.raises(Boom) as caught:
         run(model, PROBLEMS[:3], failing(1, raises(Boom())), rows=3)
     assert caught.value.outputs == []
-    with pytest.raises(KeyboardInterrupt):
-        run(model, PROBLEMS[:3], failing(1, raises(KeyboardInterrupt())), rows=3)
+    for way_out in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(way_out) as caught:
+            run(model, PROBLEMS[:3], failing(17, raises(way_out())), rows=1)
+        same(caught.value.outputs, whole[:1])
+    for call in (run, lambda *args, **options: list(stream(*args, **options))):
+        with refused("custom score raised StopIteration; allowed: any other exception"):
+            call(model, PROBLEMS[:3], failing(17, raises(StopIteration(5))), rows=1)
     events = stream(model, PROBLEMS[:3], failing(17, raises(error)), rows=1)
     done = []
     with pytest.raises(Boom):

@@ -1,6 +1,7 @@
 """Generation on the model in the box: what comes out, in which order, in how much memory, and its numbers."""
 
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -150,6 +151,43 @@ def test_rows_wait_for_memory(model):
         limit = fit * need + need // 2
         counts = [len(now) for _, now in running(stream(model, prompts, rows=16, memory_limit=limit))]
         assert max(counts) == fit
+
+
+def test_a_shared_prompt_takes_no_rows_memory(model):
+    """Where it would, it is prefilled once for each sample; where that is dear, it waits."""
+    options = {"n": 5, "temperature": 1.0, "max_new_tokens": 50, "stop_ids": ()}
+    need = worst_case("full", "bf16", len(model.encode(PROBLEMS[0])), 50)
+    free = run(model, PROBLEMS[:1], **options)
+    for fit in (1, 1.5, 2, 3.5):
+        work = work_of(model, PROBLEMS[:1], rows=16, memory_limit=int(fit * need), **options)
+        assert max(len(now) for _, now in running(work.events())) == int(fit)
+        same(work.results(), free)
+    long = PROBLEMS[0] * 4
+    limit = 2 * worst_case("full", "bf16", len(model.encode(long)), 5)
+    events = stream(model, [long], n=3, memory_limit=limit, max_new_tokens=5)
+    assert max(len(now) for _, now in running(events)) == 1
+
+
+def test_samples_that_wait_cost_nothing(model):
+    """A step's cost is that of its rows: what waits is not looked at."""
+    seen = []
+
+    class Queue(deque):
+        def __getitem__(self, i):
+            seen.append(i)
+            return super().__getitem__(i)
+
+        def __iter__(self):
+            raise AssertionError("all that waits is looked at")
+
+        remove = __contains__ = __iter__
+
+    work = work_of(model, PROBLEMS[:2], n=3000, rows=8, max_new_tokens=2, stop_ids=())
+    work.queue = Queue(work.queue)
+    events = work.events()
+    for _ in range(400):
+        next(events)
+    assert max(seen) <= 1 and len(seen) < 3000
 
 
 def test_a_row_that_never_fits_is_refused_before_anything_runs(model):
