@@ -24,7 +24,7 @@ from typing import Any
 
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.eval.records import Grade, Record
-from skipkv.load.files import reading, show
+from skipkv.load.files import open_file, reading, show
 
 RUNS, RESULTS, GRADES, CLAIMS = "runs.jsonl", "results.jsonl", "grades.jsonl", "claims"
 CHUNK = 1 << 16
@@ -88,7 +88,7 @@ class Store:
         if self.path is None or not (self.path / name).exists():
             return
         begin, number = self._read.get(name, (0, 0))
-        with reading(self.path / name), open(self.path / name, "rb") as file:
+        with open_file(self.path / name) as file, reading(self.path / name):
             file.seek(begin)
             raw = file.read()
         whole = raw[: raw.rfind(b"\n") + 1]

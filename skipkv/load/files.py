@@ -1,8 +1,10 @@
 """Files as they come from outside: read whole or not at all, JSON checked key by key, and quoted safely in messages."""
 
 import json
+import os
 import re
 import reprlib
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +113,16 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
         if limit is not None and size > limit:
             raise CheckpointError(f"{path}: expected at most {limit} bytes, found {size}")
         return path.read_bytes()
+
+
+def read_piped(path: Path) -> bytes:
+    """A whole file, or what comes through a pipe or from a terminal until its end; a pipe nobody writes to is empty."""
+    with reading(path), open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if stat.S_ISBLK(kind) or stat.S_ISCHR(kind) and not file.isatty():  # many have no end
+            raise CheckpointError(f"{path}: expected a file, found something else")
+        os.set_blocking(file.fileno(), True)
+        return file.read()
 
 
 def read_text(path: Path, expected: str, limit: int | None = None) -> str:

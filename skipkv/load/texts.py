@@ -7,14 +7,13 @@ from typing import Any
 
 from skipkv.checks import integer
 from skipkv.errors import ConfigError
-from skipkv.load.files import reading, what_is
+from skipkv.load.files import read_piped, what_is
 from skipkv.load.tokenizer import Tokenizer
 
 
 def json_lines(path: str) -> Iterator[tuple[int, Any]]:
     """(number, value) of every line that is not blank; None where it is no JSON."""
-    with reading(Path(path)):
-        raw = Path(path).read_bytes()
+    raw = read_piped(Path(path))
     if found := what_is(raw):
         raise ConfigError(f"{path}: expected JSON lines, found {found}")
     try:

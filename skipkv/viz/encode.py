@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,7 @@ from skipkv.trace import SCORES, Compaction, Trace
 
 Head = tuple[int, int]  # layer, KV head
 HEADS = 1 << 14  # of all layers: far more than any model has
+CELLS = 1 << 27  # heads × tokens: a small file can claim more than memory holds
 
 
 def check(trace: Trace) -> None:
@@ -31,6 +33,8 @@ def check(trace: Trace) -> None:
         raise ConfigError(f"trace has {n} tokens, but {len(trace.texts)} texts")
     if min(layers, heads) < 1 or layers * heads > HEADS:
         raise ConfigError(f"trace has {layers} layers × {heads} KV heads; allowed: from 1 to {HEADS} heads in all")
+    if layers * heads * n > CELLS:
+        raise ConfigError(f"trace has {n} tokens × {layers * heads} heads; allowed: up to {CELLS} of both together")
     if not 0 <= trace.n_prompt <= n:
         raise ConfigError(f"trace has a prompt of {trace.n_prompt} tokens; allowed: 0 to {n}")
     ordered = f"(first, last, closed, thought, lambda, repeats) that follow each other, below {n}, all finite"
@@ -135,12 +139,16 @@ def sizes(traces: Sequence[Trace]) -> list[dict[str, Any]]:
         slots, page, full_page = of if in_bytes else (1, 1, 1)
         heads = list(np.ndindex(t.n_layers, t.n_kv_heads))
         fed = np.arange(len(t.tokens) + 1)
-        full = -(-fed // slots) * len(heads)
-        dropped = np.zeros((len(heads), len(fed)), np.int32)
-        for row, c, held in history(t, heads if t.method.evict else []):
-            dropped[row, c.step] = len(held) - len(c.kept)
-        held = fed - dropped.cumsum(axis=1, dtype=np.int32)
-        before, after = (-(-slots_held // slots).sum(axis=0) for slots_held in (held + dropped, held))
+        whole = -(-fed // slots)
+        full = whole * len(heads)
+        before, after = full.copy(), full.copy()
+        for _, compactions in groupby(history(t, heads if t.method.evict else []), lambda found: found[0]):
+            dropped = np.zeros(len(fed), np.int64)
+            for _, c, held in compactions:
+                dropped[c.step] = len(held) - len(c.kept)
+            left = fed - dropped.cumsum()
+            before += -(-(left + dropped) // slots) - whole
+            after += -(-left // slots) - whole
         lines = {"points": _corners(before * page, after * page), "full": _corners(full * full_page, full * full_page)}
         found.append({"unit": "bytes" if in_bytes else "slots", **lines})
     return found

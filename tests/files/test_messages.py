@@ -4,12 +4,15 @@
 
 import json
 import os
+import signal
 import struct
+import threading
 
 import pytest
 from checkpoints import LLAMA3_ROPE, MISTRAL, QWEN2, QWEN3, SMOLLM3, pack, safetensors, write, write_tokenizer
 
 from skipkv import CheckpointError, ConfigError, Trace
+from skipkv.eval.store import RESULTS, RUNS, Store
 from skipkv.load.checkpoint import open_checkpoint
 from skipkv.load.texts import json_lines
 from skipkv.load.tokenizer import Tokenizer
@@ -115,6 +118,42 @@ def test_a_file_in_a_models_place(tmp_path, cause):
         put(tmp_path / "m.gguf", raw)
         expected = f"DIR/m.gguf: expected a directory with config.json, found {cause}"
         assert message(tmp_path, "m.gguf", open_checkpoint) == expected
+
+
+@pytest.fixture
+def in_time():
+    """An error in place of a test that waits for ever."""
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("place", [*sorted(PLACES.keys() - {LINES}), RUNS, RESULTS])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_has_no_end_is_no_file(tmp_path, place, make, in_time):
+    write(tmp_path, shards=1 if place == SINGLE else 2)
+    write_tokenizer(tmp_path, 40)
+    put(tmp_path / place, make)
+    openers = OPENERS | dict.fromkeys((RUNS, RESULTS), lambda path: Store(path.parent))
+    given = (tmp_path, place, openers[place]) if place in openers else (tmp_path,)
+    assert message(*given) == f"DIR/{place}: expected a file, found something else"
+
+
+def test_json_lines_come_through_pipes(tmp_path, in_time):
+    os.mkfifo(tmp_path / "lines")
+    with pytest.raises(ConfigError, match="lines: expected JSON lines, found an empty file"):
+        list(json_lines(tmp_path / "lines"))
+    with pytest.raises(CheckpointError, match="/dev/zero: expected a file, found something else"):
+        list(json_lines("/dev/zero"))
+    read, written = os.pipe()
+    threading.Timer(0.3, lambda: (os.write(written, b'"a"\n"b"'), os.close(written))).start()
+    assert list(json_lines(f"/dev/fd/{read}")) == [(1, "a"), (2, "b")]
+    os.close(read)
 
 
 def test_a_byte_order_mark_is_read(tmp_path):

@@ -128,8 +128,8 @@ for call in (lambda: model.logits(ids), lambda: model._core.limits(1 << 20, 1024
         call()
         print("computed")
     except skipkv.CapacityError as error:
-        said = str(error)
-        assert said.startswith("threads is 1024, of which this process may start ") and 0 < int(said.split()[-1]) < 99, said
+        said, started = str(error).rsplit(" ", 1)
+        assert said == "threads is 1024, of which this process may start" and 0 < int(started) < 99, error
 model.threads = 1
 assert (model.logits(ids) == alone).all()
 print("ok")

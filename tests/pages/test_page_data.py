@@ -5,6 +5,7 @@ import html
 import json
 import re
 import time
+import tracemalloc
 import zlib
 from dataclasses import replace
 from importlib.resources import files
@@ -403,6 +404,8 @@ SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each oth
 @pytest.mark.parametrize("change, message", [
     ({"n_layers": -1}, "trace has -1 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
     ({"n_layers": 10**9}, "trace has 1000000000 layers × 2 KV heads; allowed: from 1 to 16384 heads in all"),
+    ({"n_layers": 1 << 13, "tokens": [0] * 8193, "texts": ["a"] * 8193},
+     "trace has 8193 tokens × 16384 heads; allowed: up to 134217728 of both together"),
     ({"n_prompt": 6}, "trace has a prompt of 6 tokens; allowed: 0 to 5"),
     *(({"sentences": wrong}, f"trace: sentence {wrong[-1]}; allowed: {SENTENCE}") for wrong in (
         [(0, 5, 5, 0, 0.0, 0)], [(0, 2, 2, 0, 0.0, 0), (2, 3, 3, 0, 0.0, 0)], [(0, 1, 1, 0, np.nan, 0)],
@@ -416,6 +419,20 @@ SENTENCE = "(first, last, closed, thought, lambda, repeats) that follow each oth
 def test_errors_of_what_a_file_may_bring(change, message, tmp_path):
     replace(Trace([0] * 5, list("abcde"), 1, 1, 2, "full"), **change).save(tmp_path / "trace.npz")
     fails(message, viz.kept, Trace.load(tmp_path / "trace.npz"))
+
+
+def test_drawing_takes_the_memory_of_one_head(tmp_path):
+    """Beside a byte for every head and position, which is what the page holds."""
+    n, layers = 4096, 256
+    found = [Compaction(n, layer, 0, n, np.arange(64, dtype=np.int32)) for layer in range(layers)]
+    trace = Trace([0] * n, ["a"] * n, 1, layers, 1, "rkv:budget=64", found)
+    tracemalloc.start()
+    try:
+        viz.survival(trace, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * n * layers
 
 
 def test_a_sentence_of_too_few_numbers_is_refused(tmp_path):
