@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
-from setuptools import Extension, setup
+import setuptools
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
 
@@ -80,6 +81,14 @@ def find_cuda() -> tuple[str, str, str]:
         f"there are no headers of cuBLAS {said[1]}, neither in CUDA_HOME/include nor in a wheel nvidia-cublas that this"
         " build sees (pip's own build environments see none: pip install --no-build-isolation --no-deps -e .)"
     )
+
+
+class Project(Distribution):
+    """What pyproject.toml says; where setuptools is too old to read it, the extensions can be built all the same."""
+
+    def parse_config_files(self, *args, **kwargs) -> None:
+        if int(setuptools.__version__.partition(".")[0]) >= 77:
+            super().parse_config_files(*args, **kwargs)
 
 
 class Build(build_ext):
@@ -167,4 +176,5 @@ if __name__ == "__main__":
             )
         ],
         cmdclass={"build_ext": Build},
+        distclass=Project,
     )
