@@ -17,6 +17,7 @@ from skipkv.methods import Method, parse_method
 from skipkv.writing import write_whole
 
 FORMAT = 1
+DEFLATED = 1032  # bytes that one of a deflated file becomes at most
 SCORES = ("importance", "redundancy", "penalty", "score")
 HEAD = ("texts", "n_prompt", "n_layers", "n_kv_heads", "sentences", "bytes", "settings")  # stored as JSON, as they are
 
@@ -188,6 +189,10 @@ class Trace:
 
     @classmethod
     def _read(cls, raw: BinaryIO, path: Path) -> "Trace":
+        claimed = sum(info.file_size for info in zipfile.ZipFile(raw).infolist())
+        if claimed > DEFLATED * (held := os.fstat(raw.fileno()).st_size):
+            raise CheckpointError(f"{path}: expected arrays that {held} bytes can hold, found {claimed} bytes of them")
+        raw.seek(0)
         with np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         head = json.loads(str(arrays["head"]))

@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
                 outs += [event.generation] if event.generation else []
         print()
     else:
-        outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
-        for out in outs:
-            if args.json:
-                print(json.dumps(out.as_dict()))
-            else:
-                print(f"--- prompt {out.prompt}, sample {out.sample}\n{out.text}")
+        try:
+            outs = model.generate(prompts, method, steering, progress=not args.quiet, **options)
+        except BaseException as error:
+            _print(getattr(error, "outputs", []), args.json)
+            raise
+        _print(outs, args.json)
     if args.trace:
         _save_traces(Path(args.trace), outs)
     if not args.json and not args.quiet:
@@ -79,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
             if out.stats:
                 print(_summary(out), file=sys.stderr)
     return 130 if any(out.finish_reason == "interrupted" for out in outs) else 0
+
+
+def _print(outs: Sequence[Generation], as_json: bool) -> None:
+    for out in outs:
+        print(json.dumps(out.as_dict()) if as_json else f"--- prompt {out.prompt}, sample {out.sample}\n{out.text}")
 
 
 def _prompts(args: argparse.Namespace) -> list[Any]:

@@ -273,6 +273,22 @@ def test_ctrl_c_prints_what_there_is_and_says_130(skip, monkeypatch):
     assert status == 130 and reasons == ["interrupted"] * 2
 
 
+def test_a_second_ctrl_c_ends_the_run_and_loses_nothing(skip, monkeypatch):
+    done = []
+
+    def finish(self, row, reason, original=skipkv.run.Run._finish):
+        done.append(original(self, row, reason))
+        if len(done) == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return done[-1]
+
+    monkeypatch.setattr(skipkv.run.Run, "_finish", finish)
+    prompts = [part for text in PROBLEMS[:3] for part in ("--prompt", text)]
+    status, out, _ = skip("generate", *TINY, *prompts, "--rows", 1, "--max-new-tokens", 5, "--json")
+    assert status == 130 and [json.loads(line)["text"] for line in out.splitlines()] == [g.text for g in done]
+
+
 def test_methods_are_listed(skip):
     status, out, err = skip("methods")
     assert (status, err) == (0, "")

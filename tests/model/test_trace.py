@@ -270,6 +270,15 @@ def test_a_broken_file_is_refused(saved, how, tmp_path):
     assert Trace.load(path).compactions  # the file that was broken is whole
 
 
+def test_a_file_holds_what_its_bytes_can(saved, tmp_path):
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(saved)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_BZIP2) as file:
+        file.writestr("more.npy", npy((1 << 26,)) + bytes(1 << 28))
+    with pytest.raises(skipkv.CheckpointError, match=r"arrays that \d+ bytes can hold, found 268\d+ bytes of them"):
+        Trace.load(path)
+
+
 def test_flipped_bytes_are_refused_or_change_nothing_that_is_checked(saved, tmp_path):
     rng = np.random.default_rng(3)
     path = tmp_path / "flipped.npz"
