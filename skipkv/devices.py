@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from skipkv import _skipkv
-from skipkv.errors import BackendError, ConfigError
+from skipkv.checks import wrong
+from skipkv.errors import BackendError
 
 CUDA = "cuda:0"  # what "cuda" stands for
 
@@ -36,10 +37,10 @@ def find(device: str) -> tuple[str | None, str | None]:
     BackendError
         Something that it needs is missing here; the message says what, and how to get it.
     """
-    if device == "cpu":
+    if isinstance(device, str) and device == "cpu":
         return os.environ.get("SKIPKV_CPU") or None, None
     if not isinstance(device, str) or not re.fullmatch("cuda(:[0-9]{1,4}(:deterministic)?)?", device):
-        raise ConfigError(f"device is {device!r:.80}; allowed: cpu, cuda, cuda:N")
+        raise wrong("device", device, "cpu, cuda, cuda:N")
     name = CUDA if device == "cuda" else device
     try:
         library = _cuda_library()

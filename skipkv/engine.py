@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skipkv import _skipkv, sentences
-from skipkv.checks import CONSTANTS, integer, one_of
+from skipkv.checks import CONSTANTS, integer, is_a, items, one_of, shown, wrong
 from skipkv.errors import ConfigError, warn
 from skipkv.load.checkpoint import hash_files
 from skipkv.load.config import ModelConfig
@@ -64,15 +65,14 @@ def trace_level(trace: Any) -> int:
     return CONSTANTS["trace"][trace if isinstance(trace, str) else "kept" if trace else "none"]
 
 
-def _is_list_of(value: Any, *kinds: type) -> bool:
-    some = isinstance(value, (list, tuple)) and bool(value)
-    return some and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(is_a(v, kind) for v in value)
 
 
 def _is_ids(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    return _is_list_of(value, int, np.integer)
+        return value.ndim == 1 and value.dtype.kind in "iu"
+    return _is_list_of(value, Integral)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -148,11 +148,12 @@ class Engine:
         """
         variables = {} if template is None else check_variables("template", template)
         if variables and not _is_list_of(prompt, dict):
-            raise ConfigError(f"template is {variables!r:.80}; allowed with chat messages only, found {prompt!r:.80}")
+            found = f"allowed with chat messages only, found {shown(prompt)}"
+            raise ConfigError(f"template is {shown(variables)}; {found}")
         if _is_ids(prompt):
             return [int(t) for t in prompt]
         if not _is_prompt(prompt):
-            raise ConfigError(f"prompt is {prompt!r:.80}; allowed: a text, token ids, or a list of messages")
+            raise wrong("prompt", prompt, "a text, token ids, or a list of messages")
         if self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; allowed: prompts as token ids")
         if not isinstance(prompt, str):
@@ -175,22 +176,23 @@ class Engine:
         """Ids of one prompt or of many."""
         if _is_prompt(prompts):
             return [self.encode(prompts, template)]
-        if isinstance(prompts, (dict, bytes)) or not isinstance(prompts, Iterable):
-            raise ConfigError(f"prompts is {prompts!r:.80}; allowed: a text, token ids, messages, or many of them")
-        return [self.encode(prompt, template) for prompt in prompts]
+        found = None if isinstance(prompts, dict) else items(prompts)
+        if found is None:
+            raise wrong("prompts", prompts, "a text, token ids, messages, or many of them")
+        return [self.encode(prompt, template) for prompt in found]
 
     def check_ids(self, what: str, ids: Iterable[int]) -> None:
         """Refuse tokens that the model does not have."""
-        wrong = [t for t in ids if not 0 <= t < self.config.vocab]
-        if wrong:
-            raise ConfigError(f"{what} holds token {wrong[0]}; allowed: 0 to {self.config.vocab - 1}")
+        beyond = [t for t in ids if not 0 <= t < self.config.vocab]
+        if beyond:
+            raise ConfigError(f"{what} holds token {shown(beyond[0])}; allowed: 0 to {self.config.vocab - 1}")
 
     def check_steering(self, steering: Any) -> None:
         """Refuse what is neither None nor a Steering, or does not fit the model."""
         if steering is None:
             return
         if not isinstance(steering, Steering):
-            raise ConfigError(f"steering is {steering!r:.80}; allowed: a Steering or None")
+            raise wrong("steering", steering, "a Steering or None")
         if len(steering.vector) != self.config.hidden:
             raise ConfigError(f"steering vector: expected shape [{self.config.hidden}], found [{len(steering.vector)}]")
         if steering.layer >= self.config.n_layers:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.checks import CONSTANTS, one_of, plain
+from skipkv.checks import CONSTANTS, array_of, flag, is_a, items, many, one_of, plain, shown, wrong
 from skipkv.errors import ConfigError
 
 TABLE, PARAMETERS = _skipkv.methods()
@@ -37,25 +37,20 @@ OFFICIAL = {"skipkv": ("pairs", "lost-heads"), "rkv": ("score-order",), "snapkv"
             "h2o-last": ("score-order",)}  # fmt: skip
 
 
-def _compat(value: Any) -> tuple[Any, ...]:
-    """A ``compat`` argument as a tuple of what it names."""
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(value)
-    return () if value is None else (value,)
+def _compat(value: Any) -> tuple[str, ...]:
+    """What a ``compat`` argument names; ConfigError for what is called nothing."""
+    named = () if value is None else tuple(many(value))
+    for name in named:
+        if not isinstance(name, str) or (name != "official" and name not in COMPAT):
+            raise wrong("compat", name, f"None, 'official' or some of {', '.join(COMPAT)}")
+    return named
 
 
 def compat_names(method: str, compat: str | Iterable[str] | None) -> tuple[str, ...]:
     """The deviations that a ``compat`` argument names, ``"official"`` spelled out; ConfigError for unknown ones."""
-    if compat is None:
-        return ()
     names: list[str] = []
     for name in _compat(compat):
-        if name == "official":
-            names += [*SENTENCE_COMPAT, *OFFICIAL.get(method, ())]
-        elif isinstance(name, str) and name in COMPAT:
-            names.append(name)
-        else:
-            raise ConfigError(f"compat is {name!r}; allowed: None, 'official' or some of {', '.join(COMPAT)}")
+        names += [*SENTENCE_COMPAT, *OFFICIAL.get(method, ())] if name == "official" else [name]
     return tuple(dict.fromkeys(names))
 
 
@@ -65,16 +60,10 @@ def compat_bits(method: str, compat: str | Iterable[str] | None) -> int:
 
 def _budget(value: Any) -> Any:
     """An int, or nested tuples of them for [n_layers] or [n_layers, n_kv_heads]; hashable, one form for one meaning."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        array = np.zeros(0)
-    whole = np.issubdtype(array.dtype, np.integer) or (
-        np.issubdtype(array.dtype, np.floating) and bool((array == np.rint(array)).all())
-    )
-    whole = whole and bool((array < 2**31).all())
-    if array.ndim > 2 or array.size == 0 or not whole:
-        raise ConfigError(f"budget is {value!r}; allowed: an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
+    array = array_of(value)
+    whole = array is not None and bool(((array == np.rint(array)) & (array < 2**31) & (array > -(2**31))).all())
+    if not whole or array.ndim > 2 or array.size == 0:
+        raise wrong("budget", value, "an integer, or integers [n_layers] or [n_layers, n_kv_heads]")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.size == 1:
@@ -85,14 +74,14 @@ def _budget(value: Any) -> Any:
 def _protect(value: str) -> tuple[int, bool]:
     """(positions below this number, and the prompt) that are kept outright. Parts may be joined by ``+``."""
     first, prompt = 0, False
-    for part in str(value).split("+"):
+    for part in value.split("+") if isinstance(value, str) else [""]:
         sinks = re.fullmatch(r"sinks:(\d{1,9})", part)
         if sinks:
             first = max(first, int(sinks[1]))
         elif part == "prompt":
             prompt = True
         elif part != "none":
-            raise ConfigError(f"protect is {value!r}; allowed: none, prompt, sinks:N")
+            raise wrong("protect", value, "none, prompt, sinks:N")
     return first, prompt
 
 
@@ -130,16 +119,14 @@ class Method:
             object.__setattr__(self, "budget", _budget(self.budget))
         named = _compat(self.compat)
         object.__setattr__(self, "compat", "official" if named == ("official",) else named or None)
-        if not isinstance(self.evict, bool):
-            raise ConfigError(f"evict is {self.evict!r}; allowed: True, False")
+        flag("evict", self.evict)
         one_of("allocate", self.allocate, ("head", "layer"), str)
         for name in [name for name in self._parameters() if name != "budget"]:
             value, p = getattr(self, name), PARAMETERS[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-                raise ConfigError(f"{name} is {value!r}; allowed: a number")
+            if not is_a(value, (int, float, np.integer, np.floating)):
+                raise wrong(name, value, "a number")
             if abs(value) > 2**63:  # more than the core can be asked about
-                within = f"{plain(p['low'])} to {plain(p['high'])}"
-                raise ConfigError(f"{name} is {value!r:.80}; allowed: numbers from {within}")
+                raise wrong(name, value, f"numbers from {plain(p['low'])} to {plain(p['high'])}")
             if p["kind"] != "f" and value == value // 1:
                 object.__setattr__(self, name, int(value))
         _skipkv.check_method(self.as_dict(None), 0)
@@ -173,13 +160,13 @@ class Method:
                 worst = budget.max() if budget.max() > most else budget.min()
                 raise ConfigError(f"budget is {worst}; allowed: integers from 1 to {most}")
             if shape is not None:
-                try:
-                    budget = np.broadcast_to(budget, shape)
-                except ValueError:
+                # One number, or as many rows as layers: a row of heads is no layer's but where there is one.
+                if budget.size > 1 and budget.shape not in ((shape[0], 1), shape):
                     found = list(np.shape(self.budget))
                     raise ConfigError(
                         f"budget: expected a number, [{shape[0]}] or [{shape[0]}, {shape[1]}], found shape {found}"
-                    ) from None
+                    )
+                budget = np.broadcast_to(budget, shape)
             values["budget"] = np.ascontiguousarray(budget, np.int32)
         return values
 
@@ -268,18 +255,16 @@ class Custom(Method):
 
     def __init__(self, score: Callable, needs: Sequence[str] = (), *, budget: Any, **parameters: Any) -> None:
         if not callable(score):
-            raise ConfigError(f"score is {score!r}; allowed: a function")
-        if isinstance(needs, str) or not isinstance(needs, Iterable):
-            unknown = [needs]
-        else:
-            unknown = [name for name in needs if not isinstance(name, str) or name not in NEEDS]
-        if unknown:
-            raise ConfigError(f"needs is {unknown[0]!r}; allowed: some of {', '.join(NEEDS)}")
+            raise wrong("score", score, "a function")
+        needed = items(needs)
+        for name in [needs] if needed is None else needed:
+            if needed is None or not isinstance(name, str) or name not in NEEDS:
+                raise wrong("needs", name, f"some of {', '.join(NEEDS)}")
         values = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         for name in parameters:
             if name not in values or name == "needs_":
                 raise ConfigError(f"custom has no parameter {name!r}; allowed: {', '.join(self._parameters())}")
-        for name, value in (values | parameters | {"score": score, "budget": budget, "needs_": tuple(needs)}).items():
+        for name, value in (values | parameters | {"score": score, "budget": budget, "needs_": tuple(needed)}).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 
@@ -310,17 +295,17 @@ def parse_method(method: str | Method | None) -> "Method":
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):
-        raise ConfigError(f"method is {method!r}; allowed: a method or its string")
+        raise wrong("method", method, "a method or its string")
     name, _, text = method.partition(":")
     if name not in CLASSES:
-        raise ConfigError(f"method is {name!r}; allowed: {', '.join(CLASSES)}")
+        raise wrong("method", name, ", ".join(CLASSES))
     allowed = [*TABLE[name]["parameters"].split(), *SHARED_PARAMETERS]
     values: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals or key not in allowed or key in values:
             what = "is given twice" if key in values else "is no parameter of it" if equals else "has no value"
-            raise ConfigError(f"method {method!r}: {key!r} {what}; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"method {shown(method)}: {shown(key)} {what}; allowed: {', '.join(allowed)}")
         values[key] = _parse_value(key, value)
     if "budget" in allowed and "budget" not in values:
         raise ConfigError(f"method {method!r}: {name} needs a budget")
@@ -332,7 +317,7 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     if key == "evict":
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"evict is {text!r}; allowed: True, False")
+            raise wrong("evict", text, "False, True")
         return text.lower() == "true"
     if key == "compat":
         names = tuple(text.split("/"))
@@ -343,4 +328,4 @@ def _parse_value(key: str, text: str) -> Any:
             return tuple(row[0] if len(row) == 1 else row for row in rows)
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
-        raise ConfigError(f"{key} is {text!r}; allowed: a number") from None
+        raise wrong(key, text, "a number") from None

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skipkv import _skipkv, devices
-from skipkv.checks import CONSTANTS, integer, one_of, pair
+from skipkv.checks import CONSTANTS, flag, integer, integers, no_bar, one_of, pair, path_of
 from skipkv.engine import FORWARD_TOKENS, Engine, Prompt, Recorder, Row, chunks, count_threads, trace_level
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load.checkpoint import CONFIG, GENERATION, Checkpoint, open_checkpoint
@@ -52,8 +52,9 @@ def load(
     ConfigError, BackendError
         A parameter is out of range; this machine cannot run what was asked for.
     """
-    if not isinstance(source, (str, os.PathLike)):
-        raise ConfigError(f"source is {source!r:.80}; allowed: a directory, a hub id, or tiny")
+    if not isinstance(source, str):
+        path_of("source", source, "a directory, a hub id, or tiny")
+    flag("progress", progress)
     where = devices.find(device)
     one_of("dtype", dtype, ["auto", *CONSTANTS["weight_dtypes"]], str)
     with open_checkpoint(source) as checkpoint:
@@ -87,9 +88,8 @@ def _eos(checkpoint: Checkpoint) -> int | list[int] | None:
 
 def _bind(core: _skipkv.Model, checkpoint: Checkpoint, threads: int, progress: bool) -> None:
     """Read and pack tensor by tensor, so that only one is held twice."""
-    quiet = None if progress else True
     with tqdm(
-        total=checkpoint.n_bytes, unit="B", unit_scale=True, desc=checkpoint.name, leave=False, disable=quiet
+        total=checkpoint.n_bytes, unit="B", unit_scale=True, desc=checkpoint.name, leave=False, disable=no_bar(progress)
     ) as bar:
         for name, tensor in checkpoint.tensors.items():
             core.bind(name, tensor.dtype.lower(), tensor.shape, checkpoint.read(name), threads)
@@ -151,8 +151,7 @@ class Model(Engine):
             holds the generations that had ended.
         """
         run = self._run(prompts, method, steering, **options)
-        total, tokens = len(run.queue), 0
-        quiet = None if progress else True
+        total, tokens, quiet = len(run.queue), 0, no_bar(progress)
         with Interrupt() as interrupt, tqdm(total=total, unit="text", desc=str(run.method), disable=quiet) as bar:
             try:
                 for event in run.steps(interrupt):
@@ -225,10 +224,9 @@ class Model(Engine):
         float32 [len(layers), n, hidden]
         """
         ids = self._ids(tokens)
-        layers = layers if isinstance(layers, Iterable) else [layers]
-        wanted = np.array([integer("layers", layer, 0, self.config.n_layers) for layer in layers], np.int32)
-        chosen = range(len(ids)) if positions is None else positions if isinstance(positions, Iterable) else [positions]
-        where = np.array([integer("positions", p, 0, len(ids) - 1) for p in chosen], np.int64)
+        wanted = np.array(integers("layers", layers, 0, self.config.n_layers), np.int32)
+        chosen = range(len(ids)) if positions is None else positions
+        where = np.array(integers("positions", chosen, 0, len(ids) - 1), np.int64)
         session = self._session(parse_method(None), cache, tokens=min(FORWARD_TOKENS, len(ids)))
         row = Row(session.open(len(ids)), len(ids), None)
         out = np.empty((len(wanted), len(where), self.config.hidden), np.float32)
@@ -266,6 +264,7 @@ class Model(Engine):
         """
         ids = self._ids(tokens)
         integer("n_prompt", n_prompt, 1, len(ids))
+        flag("logits", logits)
         level = trace_level(trace)
         self.check_steering(steering)
         prompt, sample = pair("sequence", sequence)

@@ -14,7 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from skipkv.checks import check_fields, checked, integer, number, one_of, plain
+from skipkv.checks import (
+    check_fields,
+    checked,
+    flag,
+    integer,
+    integers,
+    items,
+    many,
+    number,
+    one_of,
+    plain,
+    shown,
+    wrong,
+)  # fmt: skip
 from skipkv.engine import CACHES, FORWARD_TOKENS, MEMORY_MAX, TRACES, Engine, Recorder, Row, trace_level
 from skipkv.errors import BackendError, CapacityError, CheckpointError, ConfigError, warn
 from skipkv.load.checkpoint import GENERATION
@@ -117,7 +130,7 @@ class Options(Sampling):
     memory_limit: int | None = checked(None, integer, 1, MEMORY_MAX)
     trace: bool | str = checked(False, one_of, TRACES)
     cache: str = checked("bf16", one_of, CACHES)
-    grouping: bool = checked(False, one_of, (False, True))
+    grouping: bool = checked(False, flag)
     padding: str = checked("none", one_of, ("none", "reserve"))
     full_length: float | None = checked(None, number, math.ulp(0.0), 2**31, "numbers above 0")
     brake: int = checked(0, integer)
@@ -127,15 +140,14 @@ class Options(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stop = (self.stop,) if isinstance(self.stop, str) or not isinstance(self.stop, Iterable) else tuple(self.stop)
+        stop = tuple(many(self.stop))
         if any(not isinstance(s, str) or not s for s in stop):
-            raise ConfigError(f"stop is {self.stop!r}; allowed: texts that are not empty")
+            raise wrong("stop", self.stop, "texts that are not empty")
         object.__setattr__(self, "stop", stop)
         if self.stop_ids is not None:
-            ids = tuple(self.stop_ids) if isinstance(self.stop_ids, Iterable) else (self.stop_ids,)
-            object.__setattr__(self, "stop_ids", ids)
+            object.__setattr__(self, "stop_ids", tuple(many(self.stop_ids)))
         if self.admit is not None and not callable(self.admit):
-            raise ConfigError(f"admit is {self.admit!r:.80}; allowed: a function")
+            raise wrong("admit", self.admit, "a function")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Options":
@@ -145,7 +157,7 @@ class Options(Sampling):
         unknown = values.keys() - set(names)
         if unknown:
             allowed = ", ".join(names[first:] + names[:first])
-            raise ConfigError(f"option {min(unknown)!r} is unknown; allowed: {allowed}")
+            raise ConfigError(f"option {shown(min(unknown))} is unknown; allowed: {allowed}")
         return cls(**values)
 
 
@@ -282,14 +294,14 @@ class Run:
             engine, engine.config, prompts, method, options)  # fmt: skip
         if len(prompts) * options.n > TEXTS:
             raise ConfigError(f"{len(prompts)} prompts with n={options.n}; allowed: up to {TEXTS} texts")
-        one = isinstance(steering, Steering) or not isinstance(steering, Iterable)
-        self.steering = [steering] * len(prompts) if one else list(steering)
+        each = items(steering)
+        self.steering = [steering] * len(prompts) if each is None else each
         wrong = any(s is not None and not isinstance(s, Steering) for s in self.steering)
         if wrong or len(self.steering) != len(prompts):
             raise ConfigError(f"steering: expected a Steering, or one or None for each of {len(prompts)} prompts")
         self.stop_ids = engine.stop_ids
         if options.stop_ids is not None:
-            self.stop_ids = frozenset(integer("stop_ids", i, 0, self.config.vocab - 1) for i in options.stop_ids)
+            self.stop_ids = frozenset(integers("stop_ids", options.stop_ids, 0, self.config.vocab - 1))
         for name in ("brake", "stop"):
             if getattr(options, name) and engine.tokenizer is None:
                 raise ConfigError(f"{name} needs a tokenizer, which this model has not")

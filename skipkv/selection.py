@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.checks import POSITION_MAX, floats, integer, pair
+from skipkv.checks import POSITION_MAX, array_of, floats, integer, items, pair
 from skipkv.errors import ConfigError
 from skipkv.methods import CLASSES, SHARED_PARAMETERS, Method, compat_names, parse_method
 
 EXACT = 1 << 24  # the highest position that float32 holds exactly
+MOST = 1e17  # of a key, a query, …: the squares of a head's 512 add up to less than float32's largest number
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +37,9 @@ def _positions(value: Any, n_kv: int, n_slots: int, ordered: bool) -> np.ndarray
     """int32 [n_kv, n_slots]."""
     if value is None:
         value = np.arange(n_slots)
-    try:
-        where = np.array(value)
-    except ValueError:  # rows of different lengths
-        where = np.zeros((0, 0, 0))
+    where = array_of(value)
+    if where is None:
+        raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found {type(value).__name__}")
     if where.ndim > 2 or where.shape[-1:] != (n_slots,) or (where.ndim == 2 and len(where) != n_kv):
         raise ConfigError(f"positions: expected [{n_slots}] or [{n_kv}, {n_slots}], found shape {list(where.shape)}")
     whole = np.issubdtype(where.dtype, np.integer)
@@ -88,7 +88,7 @@ def select(
     Raises
     ------
     ConfigError
-        A parameter or an array's shape is wrong.
+        A parameter or an array's shape is wrong, or a number is beyond 1e17, where float32 loses what decides.
     """
     if isinstance(method, str) and method in CLASSES:
         unknown = [name for name in parameters if name not in (*CLASSES[method]._parameters(), *SHARED_PARAMETERS)]
@@ -107,7 +107,7 @@ def select(
         chosen = parse_method(method)
         if parameters or compat is not None:
             chosen = chosen.with_(**parameters, **({} if compat is None else {"compat": compat}))
-    keys = floats("keys", keys, "n_kv_heads, L, head_dim")
+    keys = floats("keys", keys, "n_kv_heads, L, head_dim", MOST)
     n_kv, n_slots = keys.shape[:2]
     budget = getattr(chosen, "budget", None)
     if np.shape(budget) not in ((), (n_kv,), (1, n_kv)):
@@ -115,15 +115,16 @@ def select(
     if isinstance(budget, tuple) and np.ndim(budget) == 1:  # one layer: an array is over its heads
         chosen = chosen.with_(budget=(budget,))
     where = _positions(positions, n_kv, n_slots, "score-order" not in compat_names(chosen.name, chosen.compat))
-    none = penalties is None or np.array(penalties, object).size == 0
-    flagged = None if none else floats("penalties", penalties, "n, 3")
-    if flagged is not None and (flagged[:, :2].min() < 0 or flagged[:, :2].max() > EXACT):
-        raise ConfigError(f"penalties: expected positions from 0 to {EXACT}, found others")
-    integer("prompt", prompt, 0, POSITION_MAX + 1)
+    none = penalties is None or items(penalties) == []
+    flagged = None if none else floats("penalties", penalties, "n, 3", MOST)
+    if flagged is not None:
+        first, last = np.asarray(penalties, np.float64)[:, :2].T  # as given, and not as float32 rounds them
+        if not ((first >= 0) & (first <= last) & (last <= EXACT) & (first % 1 == 0) & (last % 1 == 0)).all():
+            raise ConfigError(f"penalties: expected whole positions from 0 to {EXACT}, first ≤ last; found others")
     kept, scores, counts = _skipkv.select(
-        chosen.as_dict((1, n_kv)), keys, floats("queries", queries, "n_heads, W, head_dim"), where, flagged,
-        None if sums is None else floats("sums", sums, "n_kv_heads, L"), prompt, pair("sequence", sequence, 2**63 - 1),
-        integer("layer", layer, 0),
+        chosen.as_dict((1, n_kv)), keys, floats("queries", queries, "n_heads, W, head_dim", MOST), where, flagged,
+        None if sums is None else floats("sums", sums, "n_kv_heads, L", MOST),
+        integer("prompt", prompt, 0, POSITION_MAX + 1), pair("sequence", sequence, 2**63 - 1), integer("layer", layer),
     )  # fmt: skip
     sizes = counts.T.tolist()
     return Selection(_heads(kept, sizes[0]), *(_heads(score, sizes[1]) for score in scores))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from skipkv import _skipkv
-from skipkv.checks import CONSTANTS, number
+from skipkv.checks import CONSTANTS, floats, integer, integers, items, number, text_of, wrong
 from skipkv.errors import ConfigError
 from skipkv.load.tokenizer import Tokenizer
 from skipkv.methods import compat_bits
@@ -52,14 +52,6 @@ def is_delimiter(text: str) -> bool:
     return text.endswith("\n") and not text.rstrip().endswith(":")
 
 
-def _check_ids(name: str, value: Any, vocab: int) -> set[int]:
-    ids = {int(i) for i in value}
-    wrong = [i for i in ids if not 0 <= i < vocab]
-    if wrong:
-        raise ConfigError(f"{name} holds {wrong[0]}; allowed: ids from 0 to {vocab - 1}")
-    return ids
-
-
 def _marker_runs(pieces: Sequence[tuple[int, str]]) -> Iterable[tuple[int, int, int]]:
     """Two or three tokens that spell a marker. pieces: ids with their texts, spaces kept."""
     starts, middles, ends = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -83,7 +75,7 @@ def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "aut
     runs: set[tuple[int, int, int]] = set()
     if isinstance(delimiters, str) and delimiters == "auto":
         delimiters = [i for i, text in enumerate(texts) if is_delimiter(text)]
-    flags[list(_check_ids("delimiters", delimiters, vocab))] |= DELIMITER
+    flags[integers("delimiters", delimiters, 0, vocab - 1)] |= DELIMITER
     if isinstance(markers, str) and markers == "auto":
         flags[[i for i, text in enumerate(texts) if text.strip(" ") in SPELLINGS]] |= MARKER
         pieces = [(i, text) for i, text in enumerate(texts) if text and any(text.strip(" ") in m for m in SPELLINGS)]
@@ -91,7 +83,7 @@ def classify(texts: Sequence[str], delimiters: Ids = "auto", markers: Ids = "aut
         alone = {i for i, _ in pieces if flags[i] & MARKER}
         runs = set(_marker_runs([piece for piece in pieces if piece[0] not in alone]))
     else:
-        flags[list(_check_ids("markers", markers, vocab))] |= MARKER
+        flags[integers("markers", markers, 0, vocab - 1)] |= MARKER
     flags[[i for i, text in enumerate(texts) if "\n\n" in text]] |= PARAGRAPH
     return flags, np.array(sorted(runs), np.int32).reshape(-1, 3)
 
@@ -157,23 +149,29 @@ def segment(
     Raises
     ------
     ConfigError
-        The lengths differ.
+        The lengths differ, or something is neither an id nor a text.
     """
-    if len(ids) != len(texts):
-        raise ConfigError(f"texts: expected {len(ids)} as there are ids, found {len(texts)}")
+    pieces = items(texts)
+    if pieces is None:
+        raise wrong("texts", texts, "a text of each token")
+    own = integers("ids", ids)
+    if len(own) != len(pieces):
+        raise ConfigError(f"texts: expected {len(own)} as there are ids, found {len(pieces)}")
     kinds: dict[tuple[int, str], int] = {}
-    own = np.array([kinds.setdefault((int(i), text), len(kinds)) for i, text in zip(ids, texts, strict=True)], np.int32)
+    own = [kinds.setdefault((i, text_of("texts", piece)), len(kinds)) for i, piece in zip(own, pieces, strict=True)]
 
-    def mapped(value: Ids) -> Ids:
+    def mapped(name: str, value: Ids) -> Ids:
         if isinstance(value, str):
             if value != "auto":
-                raise ConfigError(f"delimiters and markers: {value!r} is not known here; allowed: 'auto' or ids")
+                raise wrong(name, value, "'auto' or ids")
             return value
-        chosen = {int(i) for i in value}
+        chosen = set(integers(name, value))
         return [kind for (token, _), kind in kinds.items() if token in chosen]
 
-    known = [text for _, text in kinds] or [""]
-    words = *classify(known, mapped(delimiters), mapped(markers)), *joined([t.encode(errors="replace") for t in known])
+    known = [piece for _, piece in kinds] or [""]
+    words = classify(known, mapped("delimiters", delimiters), mapped("markers", markers))
+    words += joined([piece.encode(errors="replace") for piece in known])
+    own, n_prompt = np.array(own, np.int32), integer("n_prompt", n_prompt)
     return Sentences(*_skipkv.segment(own, words, len(known), n_prompt, compat_bits("full", compat)))
 
 
@@ -189,13 +187,18 @@ def flag_repeats(vectors: Any, tau: float = 0.95, *, compat: str | Iterable[str]
     compat : None, "official" or names
         With ``"latest-flag"`` the latest repetition sets λ, not the best one.
 
+    Raises
+    ------
+    ConfigError
+        The vectors are no such array of finite numbers, or tau is no number.
+
     Returns
     -------
     float32 [n]
     """
-    try:
-        vectors = np.asarray(vectors, np.float32)
-    except (TypeError, ValueError):
-        raise ConfigError(f"vectors: expected numbers [n, D], found {type(vectors).__name__}") from None
+    vectors = floats("vectors", vectors, "n, D")
+    # By a power of two, which rounds nothing, so that no length leaves the range of float32.
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+    vectors = np.ldexp(vectors, 1 - np.frexp(largest)[1])
     tau = number("tau", tau, -math.inf, math.inf, "a number")
     return _skipkv.flag_repeats(vectors, tau, compat_bits("full", compat))

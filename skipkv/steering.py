@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skipkv.checks import CONSTANTS, check_fields, checked, integer, number, one_of
+from skipkv.checks import CONSTANTS, check_fields, checked, floats, integer, number, one_of, path_of, shown, wrong
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load.safetensors import open_tensors, read_tensor, write_file
 from skipkv.methods import Method, parse_method
@@ -48,15 +48,9 @@ class Steering:
     scope: str = checked("think", one_of, CONSTANTS["scopes"], str)
 
     def __post_init__(self) -> None:
-        try:
-            if np.iscomplexobj(self.vector):
-                raise TypeError
-            vector = np.array(self.vector, np.float32)  # a copy: the caller's may change
-        except (TypeError, ValueError):
-            found = type(self.vector).__name__
-            raise ConfigError(f"steering vector: expected finite numbers [hidden], found {found}") from None
-        if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
-            raise ConfigError(f"steering vector: expected finite numbers [hidden], found shape {list(vector.shape)}")
+        vector = floats("steering vector", self.vector, "hidden").copy()  # the caller's may change
+        if not len(vector):
+            raise ConfigError("steering vector: expected numbers [hidden], found none")
         vector.setflags(write=False)
         object.__setattr__(self, "vector", vector)
         check_fields(self)
@@ -85,12 +79,22 @@ class Steering:
             Which of its layers; may be left out where the file has one.
         parameters
             As for `Steering`.
+
+        Raises
+        ------
+        CheckpointError, ConfigError
+            The file is not such a file; it has no such layer, or there is no such parameter.
         """
+        unknown = parameters.keys() - SETTINGS
+        if unknown:
+            raise ConfigError(f"steering has no parameter {shown(min(unknown))}; allowed: {', '.join(SETTINGS)}")
+        if layer is not None:
+            integer("layer", layer, 0, None)
         vectors, _ = load_vectors(path)
         chosen = next(iter(vectors)) if layer is None and len(vectors) == 1 else layer
         if chosen not in vectors:
             one = "one of " if layer is None else ""
-            raise ConfigError(f"{path}: layer is {layer!r}; allowed: {one}{', '.join(map(str, sorted(vectors)))}")
+            raise wrong(f"{path}: layer", layer, one + ", ".join(map(str, sorted(vectors))))
         return cls(vectors[chosen], chosen, **parameters)
 
 
@@ -107,7 +111,9 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
     CheckpointError
         The file is not such a file.
     """
-    path = Path(str(files("skipkv.tiny") / "steering.safetensors") if path == "tiny" else path)
+    path = path_of("path", path)
+    if str(path) == "tiny":
+        path = Path(str(files("skipkv.tiny") / "steering.safetensors"))
     file, tensors, metadata = open_tensors(path)
     with file:
         vectors = {}
@@ -118,8 +124,10 @@ def load_vectors(path: str | os.PathLike[str]) -> tuple[dict[int, np.ndarray], d
                 found = f"{name!r} {tensor.dtype} {list(tensor.shape)}"
                 raise CheckpointError(f"{path}: expected tensors layer.N of F32 [hidden], found {found}")
             vectors[int(layer)] = read_tensor(file, tensor).view(np.float32)
-    if not vectors:
-        raise CheckpointError(f"{path}: expected at least one vector, found none")
+    widths = {len(vector) for vector in vectors.values()}
+    if len(widths) != 1:
+        found = ", ".join(map(str, sorted(widths))) or "none"
+        raise CheckpointError(f"{path}: expected at least one vector, all of one length, found {found}")
     return vectors, metadata
 
 

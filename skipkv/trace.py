@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from skipkv.checks import integer, path_of
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load.files import open_file, what_is
 from skipkv.methods import Method, parse_method
@@ -140,6 +141,9 @@ class Trace:
 
     def held(self, step: int, layer: int, head: int) -> np.ndarray:
         """Positions that a head holds once ``step`` tokens are fed and the compaction due then is done; ascending."""
+        integer("step", step, 0, len(self.tokens))
+        integer("layer", layer, 0, self.n_layers - 1)
+        integer("head", head, 0, self.n_kv_heads - 1)
         done = [c for c in self.compactions if (c.layer, c.head) == (layer, head) and c.step <= step]
         last = max(done, key=lambda c: c.step, default=None)
         if last is None:
@@ -174,7 +178,7 @@ class Trace:
         CheckpointError
             The file is not such a trace, or there is none.
         """
-        path = Path(path)
+        path = path_of("path", path)
         with open_file(path) as raw:
             found = what_is(raw, archive=True) or "something else"
             if zipfile.is_zipfile(raw):  # NumPy takes what is none for a pickle, and advises to load it

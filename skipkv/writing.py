@@ -5,6 +5,8 @@ import secrets
 import shutil
 from contextlib import suppress
 
+from skipkv.checks import path_of
+
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Make these bytes the content of a file.
@@ -14,9 +16,12 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
     Raises
     ------
+    ConfigError
+        No file can be called so.
     OSError
         They cannot be written; it names ``path``.
     """
+    path = path_of("path", path)
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             with open(path, "wb") as file:

@@ -100,8 +100,13 @@ static PyArrayObject *checked(PyObject *module, PyArrayObject *array, const char
 static PyArrayObject *as_array(PyObject *module, PyObject *object, const char *name, int type, int copies, int n_dims,
                                const npy_intp *shape) {
     const int narrows = type == NPY_FLOAT ? NPY_ARRAY_FORCECAST : 0; /* float64 is rounded; integers are never cut */
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
-        object, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows | copies);
+    const int flags = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED | narrows | copies;
+    PyArrayObject *given = (PyArrayObject *)PyArray_FROM_O(object), *array = NULL;
+    if (given && !(PyArray_ISINTEGER(given) || PyArray_ISFLOAT(given) || PyArray_ISBOOL(given)))
+        PyErr_SetNone(PyExc_TypeError); /* a cast would read texts, and cut complex numbers */
+    else if (given)
+        array = (PyArrayObject *)PyArray_FROMANY((PyObject *)given, type, 0, 0, flags);
+    Py_XDECREF(given);
     if (!array && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError))) {
         PyErr_Clear();
         PyArray_Descr *wanted = PyArray_DescrFromType(type);

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from skipkv.checks import integer
 from skipkv.commands.options import add_common, add_numbers, integers, numbers
-from skipkv.errors import ConfigError
+from skipkv.errors import CheckpointError, ConfigError
+from skipkv.load.files import is_int, parse_object, show
 from skipkv.load.texts import json_lines, prompt_of, read_texts
 from skipkv.model import Model, load
 from skipkv.steering import load_vectors
@@ -18,6 +20,11 @@ from skipkv.vectors import extract, import_released
 
 HELP = "Make, show and import steering vectors."
 NUMBERS = ("max_new_tokens", "temperature", "seed", "rows")
+KNOWN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "counts": ("an integer", is_int),
+    "norms": ("three numbers", lambda v: isinstance(v, list) and [type(x) for x in v] == [float] * 3),
+    "examples": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)),
+}
 TEMPLATE = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
 
@@ -101,7 +108,7 @@ def _show(args: argparse.Namespace) -> int:
     norms = {layer: float(np.linalg.norm(vectors[layer])) for layer in layers}
     unit = {layer: vectors[layer] / max(norms[layer], 1e-30) for layer in layers}
     cosines = [[float(unit[a] @ unit[b]) for b in layers] for a in layers]
-    known = {k: json.loads(v) for k, v in metadata.items() if k in ("counts", "norms", "examples")}
+    known = _known(args.file, metadata)
     if args.json:
         found = {"layers": layers, "hidden": len(vectors[layers[0]]), "vector_norms": norms, "cosines": cosines}
         print(json.dumps(found | metadata | known))
@@ -122,6 +129,17 @@ def _show(args: argparse.Namespace) -> int:
         for text in texts:
             print(f"{name}: {' '.join(text.split())}")
     return 0
+
+
+def _known(path: str, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What `Extraction.save` tells of vectors."""
+    known = {key: parse_object(metadata[key], f"{path}: {key}") for key in KNOWN if key in metadata}
+    for key, values in known.items():
+        expected, fits = KNOWN[key]
+        for name, value in values.items():
+            if not fits(value):
+                raise CheckpointError(f"{path}: {key}: {show(name)}: expected {expected}, found {show(value)}")
+    return known
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from skipkv.checks import integer
+from skipkv.checks import instance, integer, integers, many, no_bar, wrong
 from skipkv.errors import ConfigError
 from skipkv.eval.results import Fidelity
 from skipkv.eval.statistics import bootstrap
@@ -73,14 +73,22 @@ def compare(
     """
     integer("resamples", resamples, 1, 1_000_000)
     integer("seed", seed, 0)
-    ids = [model.encode(text) for text in texts]
-    n_prompts = [1] * len(ids) if prompts is None else list(prompts)
+    instance("model", model, Model)
+    runs = many(runs)
+    for pair in runs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], Method):
+            raise wrong("runs", pair, "pairs of a Method and a Steering or None")
+        model.check_steering(pair[1])
+    ids = model.encode_all(texts)
+    n_prompts = [1] * len(ids) if prompts is None else integers("prompts", prompts, 1)
+    if len(n_prompts) != len(ids):
+        raise ConfigError(f"prompts: expected {len(ids)} as there are texts, found {len(n_prompts)}")
     if any(len(t) < 2 for t in ids):
         raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
     found: list[list[_Text]] = [[] for _ in runs]
     peaks = [0] * len(runs)
     sentences, flagged = [0] * len(runs), [0] * len(runs)
-    with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=None if progress else True) as bar:
+    with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=no_bar(progress)) as bar:
         for t, (tokens, n_prompt) in enumerate(zip(ids, n_prompts, strict=True)):
             after = np.array(tokens[1:])
             full = model.replay(tokens, n_prompt=n_prompt, logits=True, cache=cache)
@@ -134,6 +142,6 @@ def table(results: Sequence[Fidelity]) -> Table:
         (f.run if f.texts else f"{f.run} (never compacted)", cell(f.nll), cell(f.delta_nll, digits=4),
          cell(f.kl, digits=4), cell(f.same, 100, 1), f"{f.peak_bytes / 1e6:.2f}", f.texts, f.positions,
          f"{100 * f.flagged:.1f}")
-        for f in results
+        for f in (instance("results", one, Fidelity) for one in many(results))
     ]  # fmt: skip
     return Table(columns, rows)

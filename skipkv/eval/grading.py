@@ -10,7 +10,8 @@ import re
 import threading
 from pathlib import Path
 
-from skipkv.errors import BackendError, ConfigError
+from skipkv.checks import one_of, text_of
+from skipkv.errors import BackendError
 from skipkv.eval import latex, published
 from skipkv.eval.records import Grade
 from skipkv.load.process import Process
@@ -89,14 +90,14 @@ def grade(kind: str, text: str, answer: str, rule: str = "default") -> Grade:
     Raises
     ------
     ConfigError
-        There is no such kind or rule.
+        There is no such kind or rule, or something is no text.
     BackendError
         math-verify is not installed, or its process cannot be started; not for "integer" by default, nor "boxed".
     """
-    if kind not in ("integer", "math", "boxed"):
-        raise ConfigError(f"kind is {kind!r:.80}; allowed: integer, math, boxed")
-    if rule not in ("default", "official"):
-        raise ConfigError(f"rule is {rule!r:.80}; allowed: default, official")
+    one_of("kind", kind, ("integer", "math", "boxed"), str)
+    one_of("rule", rule, ("default", "official"), str)
+    text_of("text", text)
+    text_of("answer", answer)
     if kind == "boxed":
         found = [None, *BOXED.findall(text)][-1]
         return Grade(found is not None and found.strip() == answer, found, "" if found else "no answer")

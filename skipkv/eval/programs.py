@@ -27,6 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from skipkv.checks import no_bar
 from skipkv.eval.records import Grade
 from skipkv.eval.sandbox import Sandbox, Session
 
@@ -168,7 +169,7 @@ def grade_all(
         places = {pool.submit(grade, item, text, sandbox): i for i, (item, text) in enumerate(programs)}
         try:
             ended = as_completed(places)
-            quiet = None if progress else True
+            quiet = no_bar(progress)
             for future in tqdm(ended, total=len(places), unit="program", desc="grade", disable=quiet):
                 yield places[future], future.result()
         except BaseException:  # also where the caller wants no more

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
+from skipkv.checks import many, wrong
 from skipkv.errors import ConfigError
 from skipkv.methods import Custom, Method, parse_method
 from skipkv.steering import Steering, describe_run, parse_run
@@ -51,14 +51,13 @@ class MethodRun:
 
 def parse_methods(methods: Any) -> list[MethodRun]:
     """What `evaluate` is asked for, one by one."""
-    many = isinstance(methods, Iterable) and not isinstance(methods, str)
     runs = []
-    for one in methods if many else [methods]:
+    for one in many(methods):
         method, steering = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
         parts = [t.strip() for t in method.split(";") if t.strip()] if isinstance(method, str) else [method]
         runs += [_parse(part, steering) for part in parts]
     if not runs:
-        raise ConfigError(f'methods is {methods!r:.80}; allowed: methods separated by ";"')
+        raise wrong("methods", methods, 'methods separated by ";"')
     return runs
 
 

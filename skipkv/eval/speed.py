@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skipkv import _skipkv, devices
+from skipkv.checks import no_bar
 from skipkv.engine import FORWARD_TOKENS, count_threads
 from skipkv.errors import ConfigError
 from skipkv.eval.table import Table
@@ -200,7 +201,7 @@ def measure(
     jobs += [lambda r=r, n=n: decode(model, r, n, method, cache, steps, repeats) for n in contexts for r in rows]
     if method.compacts:
         jobs.append(lambda: compaction(model, method, cache, repeats))
-    for job in tqdm(jobs, unit="measurement", leave=False, disable=None if progress else True, file=sys.stderr):
+    for job in tqdm(jobs, unit="measurement", leave=False, disable=no_bar(progress), file=sys.stderr):
         before, result = limits, job()
         # Memory that is shared with others changes its speed: a job is held against the better of what was there
         # before it and after it.

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-RESAMPLES = 2000
+from skipkv.checks import array_of, integer, wrong
+
+RESAMPLES, MOST_RESAMPLES = 2000, 1_000_000
+COUNT = 100_000  # of items, or of samples of one: at most
 Z = NormalDist().inv_cdf(0.975)
 
 
@@ -30,6 +33,7 @@ class Figure(NamedTuple):
 
 def wilson(right: int, n: int) -> tuple[float, float]:
     """95 % interval of a share."""
+    integer("right", right, 0, integer("n", n))
     if n == 0:
         return 0.0, 1.0
     p = right / n
@@ -39,11 +43,16 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def bootstrap(sums: Sequence[tuple[float, int]], resamples: int, seed: int) -> tuple[float, float, float]:
     """Mean over positions and its 95 % percentile interval, texts drawn with replacement. sums: (total, positions)."""
-    array = np.array(sums, np.float64).reshape(-1, 2)
+    integer("resamples", resamples, 1, MOST_RESAMPLES)
+    integer("seed", seed)
+    array = array_of(sums)
+    if array is None or (array.size and (array.ndim != 2 or array.shape[1] != 2)):
+        raise wrong("sums", sums, "numbers [n, 2]")
+    array = array.reshape(-1, 2)
     array = array[array[:, 1] > 0]
     if not len(array):
         return (float("nan"),) * 3
-    totals = _draw(len(array), max(1, resamples), seed) @ array
+    totals = _draw(len(array), resamples, seed) @ array
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     return float(array[:, 0].sum() / array[:, 1].sum()), float(low), float(high)
 
@@ -90,13 +99,24 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
 
     It is a product of k factors below 1, so nothing overflows.
     """
+    for name, value in (("n", n), ("c", c)):
+        array = array_of(value)
+        if array is None or not ((array >= 0) & (array <= COUNT)).all():
+            raise wrong(name, value, f"numbers from 0 to {COUNT}")
     n, c = np.asarray(n, np.float64), np.asarray(c, np.float64)
+    if n.shape != c.shape or (c > n).any():
+        raise wrong("c", c, "as many numbers as n, none above that of n")
+    integer("k", k, 1, int(n.min(initial=COUNT)))
     return 1 - np.prod([np.maximum(n - c - i, 0) / (n - i) for i in range(k)], axis=0)
 
 
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p-value of b items that only one method solves against c that only the other does."""
-    tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
+    b, c = integer("b", b, 0, COUNT), integer("c", c, 0, COUNT)
+    term = tail = 1
+    for i in range(min(b, c)):
+        term = term * (b + c - i) // (i + 1)
+        tail += term
     return min(1.0, 2 * tail / 2 ** (b + c))  # of integers, so that it is exact whatever their size
 
 

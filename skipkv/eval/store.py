@@ -19,9 +19,9 @@ import os
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
+from skipkv.checks import flag, path_of
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.eval.records import Grade, Record
 from skipkv.load.files import open_file, reading, show
@@ -52,7 +52,8 @@ class Store:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, create: bool = False) -> None:
-        self.path = None if directory is None else Path(directory)
+        self.path = None if directory is None else path_of("directory", directory)
+        flag("create", create)
         self._read: dict[str, tuple[int, int]] = {}  # of each file: bytes and lines
         self._runs: dict[str, dict[str, Any]] = {}
         self._records: dict[Key, Record] = {}

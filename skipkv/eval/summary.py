@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from skipkv.checks import instance, many
 from skipkv.errors import ConfigError
 from skipkv.eval import statistics
 from skipkv.eval.figures import RunSummary, Summary, key_of
@@ -43,6 +44,10 @@ def summarise(
     ConfigError
         A record's run is not described, or without its method.
     """
+    instance("runs", runs, Mapping)
+    records, official = (
+        [instance(name, r, Record) for r in many(of)] for name, of in (("records", records), ("official", official))
+    )
     texts: dict[str, list[Record]] = {run: [] for run in runs}
     # In an order of their own: the bootstrap draws places, and texts end in another order each time.
     for record in sorted(records, key=lambda r: (r.item, r.sample)):
@@ -155,7 +160,7 @@ def fragmentation(trace: Trace) -> dict[str, float]:
     mean_run
         Mean number of consecutive positions held.
     """
-    n = len(trace.tokens)
+    n = len(instance("trace", trace, Trace).tokens)
     held = np.ones((trace.n_layers, trace.n_kv_heads, n), bool)
     last = {(c.layer, c.head): c for c in sorted(trace.compactions, key=lambda c: c.step)}
     for c in last.values():

@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from skipkv.checks import one_of
+from skipkv.checks import integer, many, one_of, path_of, text_of
 from skipkv.errors import BackendError, CheckpointError, ConfigError, warn
 from skipkv.eval.prompts import CODING, COMPLETION, MATH, Prompt
 from skipkv.load.files import show
 from skipkv.load.texts import json_lines
 from skipkv.tiny.problems import draw
 
-DRAWN = 100  # problems of tiny, unless there are to be more
+DRAWN, MOST_DRAWN = 100, 100_000  # problems of tiny, unless there are to be more; at most
 PROGRAM = "program"  # how what has to run is graded
 
 
@@ -147,15 +147,19 @@ def load_items(
     """
     task = find_task(name)
     if data is None and task.hub is None:
-        problems = enumerate(draw(max(DRAWN, limit or DRAWN)))
+        limit = DRAWN if limit is None else integer("limit", limit, 1, MOST_DRAWN)
+        problems = enumerate(draw(max(DRAWN, limit)))
         items = [Item(f"held-out/{i}", p["prompt"], p["answer"]) for i, p in problems]
-        return items[: limit or DRAWN], digest(items[:DRAWN])
+        return items[:limit], digest(items[:DRAWN])
     if data is not None and not isinstance(data, (str, PathLike)):
-        items = list(data)
+        items = many(data)
         if not items or not all(isinstance(item, Item) for item in items):
             raise ConfigError("data holds no items; allowed: a file, or at least one Item")
+        for item in items:
+            for key in ("id", "problem", "answer"):
+                text_of(f"{key} of an item", getattr(item, key))
         return items[:limit], digest(items)
-    path = _fetch(name, *task.hub) if data is None else Path(fspath(data)).expanduser()
+    path = _fetch(name, *task.hub) if data is None else path_of("data", data).expanduser()
     items, seen = [], set()
     for number, row in _rows(path):
         items.append(_item(f"{path}: line {number}", f"{name}/{number - 1}", row, task))

@@ -6,8 +6,10 @@ one problem's text → replay under two methods → traces
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from skipkv.checks import instance, many, number, text_of, wrong
+from skipkv.errors import ConfigError
 from skipkv.eval.results import Run
 from skipkv.eval.table import Table
 from skipkv.eval.tasks import Item
@@ -64,13 +66,20 @@ def demo(
     ConfigError
         A budget cannot hold what is protected; before anything but the full cache has run.
     """
-    full = f"full:tau={tau}"
-    asked = [(full, None)] + [(full, steering)] * bool(steering)
-    for share in shares:
+    full = f"full:tau={number('tau', tau, -1, 2)}"
+    instance("model", model, Model).check_steering(steering)
+    asked = [(full, None)] + [(full, steering)] * (steering is not None)
+    text_of("protect", protect)
+    for share in many(shares):
+        share = number("shares", share, 1e-6, 1, "shares above 0, up to 1")
         methods = {name: method(name, f"{100 * share:.12g}%", protect, tau) for name in METHODS}
         asked += [(text, None) for text in methods.values()]
         asked += [(methods[name], steering) for name in STEERED if steering]
-    items = [Item(str(i), p["prompt"], p["answer"]) for i, p in enumerate(problems)]
+    items = []
+    for i, problem in enumerate(many(problems)):
+        if not isinstance(problem, Mapping) or not {"prompt", "answer"} <= problem.keys():
+            raise wrong("problems", problem, "objects with a prompt and an answer")
+        items.append(Item(str(i), problem["prompt"], problem["answer"]))
     made = Evaluation("tiny", model, asked, items, progress=progress, rows=ROWS)
     for run in made.rows():
         yield Run(run.share, made.outcome(run), made.records(run))
@@ -84,10 +93,18 @@ def side_by_side(model: Model, runs: Sequence[Run]) -> tuple[int, Trace, Trace]:
     problem : int
         The first that skipkv answers and rkv does not; the first of all where there is none.
     rkv, skipkv : Trace
+
+    Raises
+    ------
+    ConfigError
+        The runs are not those of `demo`.
     """
-    full = runs[0]
-    least = min(run.share for run in runs if run.share is not None)
+    runs = [instance("runs", run, Run) for run in many(runs)]
+    least = min((run.share for run in runs if run.share is not None), default=None)
     pair = {run.method.name: run for run in runs if run.share == least and not run.steered}
+    if not {"rkv", "skipkv"} <= pair.keys():
+        raise ConfigError(f"runs: expected those of a demo, found {len(runs)} without rkv and skipkv")
+    full = runs[0]
     texts = zip(pair["skipkv"].texts, pair["rkv"].texts, strict=True)
     problem = next((i for i, (skipkv, rkv) in enumerate(texts) if skipkv.correct and not rkv.correct), 0)
     ids = full.texts[problem].prompt_tokens + full.texts[problem].tokens
@@ -101,7 +118,8 @@ def side_by_side(model: Model, runs: Sequence[Run]) -> tuple[int, Trace, Trace]:
 def table(runs: Iterable[Run] = ()) -> Table:
     """The demo's table."""
     columns = ("method", "budget", "accuracy, %", "length", "peak kB", "tokens/s", "cut")
-    return Table(columns, [cells(run) for run in runs], (20, 10, 20, 6, 7, 8, 3), "<>>>>>>")
+    rows = [cells(instance("runs", run, Run)) for run in many(runs)]
+    return Table(columns, rows, (20, 10, 20, 6, 7, 8, 3), "<>>>>>>")
 
 
 def cells(run: Run) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 from tqdm import tqdm
 
 from skipkv import __version__
-from skipkv.checks import integer, one_of
+from skipkv.checks import flag, instance, integer, no_bar, one_of, path_of, text_of
 from skipkv.errors import BackendError, ConfigError
 from skipkv.eval import grading
 from skipkv.eval.marking import mark, mark_all
@@ -55,12 +55,15 @@ class Evaluation:
         out: str | PathLike[str] | None = None, samples: int = 1, limit: int | None = None, unsafe: bool = False,
         fragmentation: bool = False, progress: bool = True, command: str = "", **options: Any,
     ) -> None:  # fmt: skip
-        self.name, self.task, self.model = task, find_task(task), model
+        self.name, self.task, self.model = task, find_task(task), instance("model", model, Model)
+        for name, value in (("unsafe", unsafe), ("fragmentation", fragmentation), ("progress", progress)):
+            flag(name, value)
+        text_of("command", command)
         self.sandbox = Sandbox(unsafe) if self.task.grading == PROGRAM else None
         if self.sandbox is None:
             grading.grade(self.task.grading, "", "")  # what is not installed is missed now
         self.samples, self.progress, self.fragmentation = integer("samples", samples, 1), progress, fragmentation
-        source = fspath(data) if isinstance(data, (str, PathLike)) else None
+        source = str(path_of("data", data)) if isinstance(data, (str, PathLike)) else None
         self.runs = parse_methods(methods)
         if limit is not None:
             integer("limit", limit, 1, None)
@@ -76,7 +79,7 @@ class Evaluation:
         self.cap = options.pop("max_new_tokens", self.task.cap)  # None: known once the full cache has run
         self.template = options.pop("template", None)
         self.options = options
-        chosen = choose(model, options | {"max_new_tokens": self.cap or FIRST_CAP})
+        chosen = choose(model, options | {"max_new_tokens": FIRST_CAP if self.cap is None else self.cap})
         self.items, digest = load_items(task, data, limit)
         self.prompts = [
             self.prompt.ids(model, item.problem, item.more.get("starter_code"), self.template) for item in self.items
@@ -112,8 +115,7 @@ class Evaluation:
 
     def rows(self) -> Iterator[MethodRun]:
         """Work; yields each run when all its texts are there."""
-        quiet = None if self.progress else True
-        bar = tqdm(unit="text", leave=False, disable=quiet, dynamic_ncols=True)
+        bar = tqdm(unit="text", leave=False, disable=no_bar(self.progress), dynamic_ncols=True)
         with self.interrupt, closing(self.store), bar as self.bar:
             left = self.runs
             if self.cap is None or any(run.share is not None for run in self.runs):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skipkv.checks import wrong
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.load import worker
 from skipkv.load.files import Fields, read_text, show
@@ -39,7 +40,7 @@ def check_variables(name: str, values: Any) -> dict[str, Any]:
         of objects.
     """
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{name} is {values!r:.80}; allowed: a mapping of names to JSON values")
+        raise wrong(name, values, "a mapping of names to JSON values")
     if "messages" in values:
         raise ConfigError(f"{name} holds 'messages'; allowed: other variables, as the prompt is the messages")
     result = {key: _plain(f"{name}: {show(key)}", value) for key, value in values.items()}

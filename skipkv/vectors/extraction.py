@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from skipkv.errors import ConfigError
+from skipkv.checks import instance, integer, integers, many, no_bar, text_of, wrong
+from skipkv.errors import ConfigError, warn
 from skipkv.model import Model
 from skipkv.sentences import blank_lines, joined, thinking
 from skipkv.steering import save_vectors
@@ -28,7 +29,7 @@ EXAMPLES = 3  # kept of each label
 
 def label(step: str) -> str:
     """Label of a step by its text: reflection first, then transition, else execution."""
-    text = step.lower()
+    text = text_of("step", step).lower()
     return "reflection" if REFLECTION.search(text) else "transition" if TRANSITION.search(text) else "execution"
 
 
@@ -50,16 +51,19 @@ def steps(model: Model, ids: Sequence[int], n_prompt: int = 0) -> list[Step]:
     ids : sequence of int [T]
     n_prompt : int
     """
+    vocabulary = instance("model", model, Model).vocabulary
+    ids = integers("ids", ids, 0, model.config.vocab - 1)
+    integer("n_prompt", n_prompt, 0, len(ids))
     joint, starts = joined([model.tokenizer.token_bytes[i] for i in ids])
     raw, at = joint.tobytes(), np.arange(len(ids))
     markers = [marker.span() for marker in THINK.finditer(raw)]
     if b"<think>" in raw:
-        inside = thinking(ids, model.vocabulary)
+        inside = thinking(ids, vocabulary)
     else:
         closed = [end for _, end in markers if end > starts[n_prompt]]
         inside = (at >= n_prompt) & (starts[1:] < min(closed, default=np.inf))
     found = []
-    blank = blank_lines(ids, model.vocabulary)
+    blank = blank_lines(ids, vocabulary)
     for before in np.flatnonzero(blank[:-1] & inside[1:]).tolist():
         # A blank line belongs to the step that it ends, a marker does not, wherever in a token it begins.
         first, ends = starts[before + 1], starts[1:][blank & (at > before)]
@@ -112,13 +116,18 @@ def extract(
     Raises
     ------
     ConfigError
-        There is no step of execution, or none of re-checking.
+        There is no step of execution, or none of re-checking; or their states are the same before all layers. A layer
+        of which that is so is left out, with a warning.
     """
-    layers = sorted(set(layers))
+    layers = sorted(set(integers("layers", layers, 0, instance("model", model, Model).config.n_layers - 1)))
+    quiet, pairs = no_bar(progress), many(texts)
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise wrong("texts", pair, "pairs of ids and how many of them are the prompt")
     sums = np.zeros((2, len(layers), model.config.hidden))  # of states of execution, of re-checking
     counts = dict.fromkeys(LABELS, 0)
     examples: dict[str, list[str]] = {name: [] for name in LABELS}
-    for ids, n_prompt in tqdm(list(texts), unit="text", desc="extract", disable=None if progress else True):
+    for ids, n_prompt in tqdm(pairs, unit="text", desc="extract", disable=quiet):
         found = steps(model, ids, n_prompt)
         if not found:
             continue
@@ -136,8 +145,15 @@ def extract(
         )
     execution, recheck = sums[0] / counts["execution"], sums[1] / rechecks
     vectors = {layer: (execution[i] - recheck[i]).astype(np.float32) for i, layer in enumerate(layers)}
+    vectors = {layer: vector for layer, vector in vectors.items() if vector.any()}
+    alike = [layer for layer in layers if layer not in vectors]
+    if alike:  # the first layer's, where one token of the vocabulary ends all blank lines
+        what = f"the states before layers {', '.join(map(str, alike))} are the same at all blank lines"
+        if not vectors:
+            raise ConfigError(f"{what}; allowed: at least one layer where they differ")
+        warn(f"{what}; these are left out")
     norms = {
         layer: tuple(float(np.linalg.norm(x[i])) for x in (execution - recheck, execution, recheck))
-        for i, layer in enumerate(layers)
-    }
+        for i, layer in enumerate(layers) if layer in vectors
+    }  # fmt: skip
     return Extraction(vectors, counts, norms, examples)

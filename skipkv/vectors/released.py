@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from skipkv.checks import flag, integer, path_of
 from skipkv.errors import CheckpointError
 from skipkv.load.files import open_file, what_is
 from skipkv.steering import save_vectors
@@ -59,7 +60,7 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
     CheckpointError
         It is something else.
     """
-    path = Path(path)
+    path = path_of("path", path)
     with open_file(path) as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -80,6 +81,9 @@ def read_torch_tensor(path: str | Path) -> np.ndarray:
 
 def import_released(path: str | Path, layer: int, out: str, negate: bool = True) -> np.ndarray:
     """Convert a released vector (re-checking − execution, the negative of ours) to safetensors; returns ours."""
+    integer("layer", layer, 0, None)
+    path_of("out", out)
+    flag("negate", negate)
     tensor = read_torch_tensor(path)
     vector = tensor.reshape(-1) if prod(tensor.shape) == max(tensor.shape, default=0) else None
     if vector is None or not np.isfinite(vector).all():

@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skipkv.checks import many, one_of, path_of, text_of, wrong
 from skipkv.errors import ConfigError
 from skipkv.eval.figures import RunSummary
 from skipkv.eval.results import Fidelity, Outcome, Run
@@ -104,9 +104,9 @@ class Picture:
 
 def suffix_of(name: str, path: str | os.PathLike[str]) -> str:
     """What a picture's file name ends in; `ConfigError`, which names the parameter, if pictures are not written so."""
-    suffix = Path(path).suffix.lower()
+    suffix = path_of(name, path).suffix.lower()
     if suffix not in FORMATS:
-        raise ConfigError(f"{name} is {str(path)!r}; allowed: names that end in {', '.join(FORMATS)}")
+        raise wrong(name, str(path), f"names that end in {', '.join(FORMATS)}")
     return suffix
 
 
@@ -136,17 +136,16 @@ def curve(
     ConfigError
         There is nothing to draw, results are of different kinds, or a name is unknown.
     """
-    results = [r.outcome if isinstance(r, Run) else r for r in results]
+    results = [r.outcome if isinstance(r, Run) else r for r in many(results)]
     kinds = {type(r) for r in results}
     axes = AXES.get(kinds.pop()) if len(kinds) == 1 else None
     if axes is None:
         found = ", ".join(dict.fromkeys(type(r).__name__ for r in results)) or "none"
         raise ConfigError(f"results hold {found}; allowed: at least one Outcome, or at least one Fidelity")
     y = next(iter(axes)) if y is None else y
-    if y not in axes:
-        raise ConfigError(f"y is {y!r}; allowed: {', '.join(axes)}")
-    if x not in ("budget", "peak_bytes"):
-        raise ConfigError(f"x is {x!r}; allowed: budget, peak_bytes")
+    one_of("y", y, axes, str)
+    one_of("x", x, ("budget", "peak_bytes"), str)
+    text_of("title", title or "")
     series = group(results, y, x)
     if not series:
         raise ConfigError(f"results have no finite {y}; allowed: at least one")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from skipkv.checks import instance
 from skipkv.errors import ConfigError
 from skipkv.trace import SCORES, Compaction, Trace
 
@@ -26,7 +27,7 @@ CELLS = 1 << 27  # heads × tokens: a small file can claim more than memory hold
 
 def check(trace: Trace) -> None:
     """Refuse a trace whose parts do not fit each other."""
-    n, layers, heads = len(trace.tokens), trace.n_layers, trace.n_kv_heads
+    n, layers, heads = len(instance("trace", trace, Trace).tokens), trace.n_layers, trace.n_kv_heads
     if n == 0:
         raise ConfigError("trace has no tokens; allowed: at least one")
     if len(trace.texts) != n:

@@ -5,10 +5,10 @@ Trace, chosen heads → header and arrays (encode) → pack → template of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
-from skipkv.checks import integer
+from skipkv.checks import integer, integers, wrong
 from skipkv.errors import ConfigError
 from skipkv.trace import Trace
 from skipkv.viz import encode
@@ -154,8 +154,7 @@ def _choose(trace: Trace, layers: Choice, heads: Choice) -> Chosen:
 def _some(name: str, value: Choice, n: int) -> list[int]:
     if value is None:
         return list(range(n))
-    values = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    found = sorted({integer(name, v, 0, n - 1) for v in values})
+    found = sorted(set(integers(name, value, 0, n - 1)))
     if not found:
-        raise ConfigError(f"{name} is {value!r}; allowed: at least one integer from 0 to {n - 1}")
+        raise wrong(name, value, f"at least one integer from 0 to {n - 1}")
     return found

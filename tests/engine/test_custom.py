@@ -153,7 +153,11 @@ def test_what_the_caller_writes_later_changes_nothing(backend):
     (lambda c: np.zeros(5), "custom score: expected shape [34], found [5]"),
     (lambda c: np.zeros((34, 1)), "custom score: expected shape [34], found [34, 1]"),
     (lambda c: "high", "custom score: expected an array of type numpy.float32, found str"),
-    (lambda c: None, "custom score: expected shape [34], found []"),
+    (lambda c: 1.0, "custom score: expected shape [34], found []"),
+    *((lambda c, s=s: s, "custom score: expected an array of type numpy.float32, found list")
+      for s in (["1"] * 34, [1j] * 34, [None] * 34)),
+    *((lambda c, s=s: s, "custom score: expected an array of type numpy.float32, found numpy.ndarray")
+      for s in (np.ones(34) * 1j, np.array(["1"] * 34), np.ones(34, "m8[s]"))),
     (
         lambda c: np.where((c.positions[:34] == 33) & (c.head == 1), np.nan, 0.0),
         "custom score of candidate 33 (layer 0, head 1) is nan; allowed: numbers",

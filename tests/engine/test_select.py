@@ -10,7 +10,7 @@ from harness import ALL, EVICTING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipkv import RKV, methods, select
+from skipkv import RKV, flag_repeats, methods, select
 from skipkv.methods import COMPAT
 
 pytestmark = pytest.mark.sanitize
@@ -197,3 +197,30 @@ def test_official_means_what_each_methods_own_code_does():
         assert set(methods.compat_names(name, "official")) == sentences | own.get(name, set())
     assert sorted(COMPAT.values()) == [1 << i for i in range(9)]
     assert methods.compat_bits("full", ["pairs", "latest-flag"]) == COMPAT["pairs"] | COMPAT["latest-flag"]
+
+
+@pytest.mark.parametrize("name", [name for name in harness.EVICTING if name not in ("custom", "knorm", "blend")])
+def test_select_does_not_depend_on_the_keys_length(name):
+    """As long as their products stay the same; by powers of two, which round nothing."""
+    rng = np.random.default_rng(5)
+    keys, queries = rng.standard_normal((2, 60, 16)), rng.standard_normal((4, 8, 16))
+    more = {"budget": 20, "sums": rng.random((2, 60)), "penalties": [(3, 9, 0.9)]}
+    want = select(name, keys, queries, **more)
+    got = select(name, keys * 2.0**54, queries * 2.0**-54, **more)
+    for part in ("kept", "importance", "redundancy", "score"):
+        assert np.array_equal(getattr(got, part), getattr(want, part))
+
+
+def test_the_longest_keys_have_their_norm():
+    keys = np.full((1, 5, 512), 1e17) * np.linspace(0.2, 1, 5)[:, None]
+    found = select("blend", keys, keys[:, :1], budget=4, window=1, key_norm=1.0)
+    assert np.allclose(found.score, 1e17 * 512**0.5 * np.linspace(0.2, 1, 5)[:4])
+
+
+@pytest.mark.parametrize("power", [-110, -60, 40, 62, 64, 100, 125])
+def test_repeats_do_not_depend_on_the_vectors_length(power):
+    vectors = np.random.default_rng(6).standard_normal((12, 30)).astype(np.float32)
+    vectors[7] = vectors[2] * 1.5
+    want = flag_repeats(vectors, 0.3)
+    assert want[2] > 0.99 and np.count_nonzero(want) > 1
+    assert np.array_equal(flag_repeats(vectors * np.float32(2.0**power), 0.3), want)

@@ -152,6 +152,31 @@ def test_vectors_round_trip_with_their_story(tmp_path, model, text, capsys):
         Steering.load(path, 7)
 
 
+@pytest.mark.parametrize("key, value, message", [
+    ("counts", "{", "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    ("counts", "[]", "expected a JSON object, found []"),
+    ("counts", '{"execution": "many"}', "'execution': expected an integer, found 'many'"),
+    *(("norms", json.dumps({"1": v}), f"'1': expected three numbers, found {v}")
+      for v in ([1.0], [1.0, 2.0, "3"], [1.0, 2.0, 10**400], 5)),
+    *(("examples", json.dumps({"a": v}), f"'a': expected a list of texts, found {v}") for v in ([1], 5)),
+])  # fmt: skip
+def test_a_story_that_is_malformed_is_refused(tmp_path, skip, key, value, message):
+    path = tmp_path / "v.safetensors"
+    save_vectors(path, {1: np.ones(2)}, {key: value})
+    for more in ([], ["--json"]):
+        status, out, said = skip("steer", "show", path, *more)
+        assert (status, out) == (2, "") and said.startswith(f"skipkv: {path}: {key}: ")
+        assert said.split(": ", 3)[3].strip()[:60] == message[:60]
+
+
+def test_layers_whose_states_are_the_same_at_all_blank_lines_are_left_out(model, text):
+    with pytest.warns(UserWarning, match="before layers 0 are the same at all blank lines; these are left out"):
+        assert list(vectors.extract(model, [text], [0, 1], progress=False).vectors) == [1]
+    with refused("the states before layers 0 are the same at all blank lines; "
+                 "allowed: at least one layer where they differ"):  # fmt: skip
+        vectors.extract(model, [text], [0], progress=False)
+
+
 def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
     traces = tmp_path / "traces.jsonl"
     body = "So x = 3.\n\nWait, x = 4.\n\nNow y = 2.\n\nAlternatively, y = 1.\n\n"
@@ -166,7 +191,7 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
     problems.write_text(json.dumps(draw(1)[0]) + "\n")
     assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
     vectors = load_vectors(out)[0]
-    assert sorted(vectors) == [0, 1, 2, 3]
+    assert sorted(vectors) == [1, 2, 3]  # one token ends all blank lines: layer 0 tells nothing
     content = draw(1)[0]["prompt"].removeprefix("<s><|user|>").removesuffix("<|assistant|><think>\n")
     problems.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}) + "\n")
     assert main(["steer", "extract", "tiny", "--problems", str(problems), "--layers", "all", *end]) == 0
@@ -179,7 +204,10 @@ def test_extract_on_the_command_line_from_traces_and_problems(tmp_path, capsys):
 def test_files_that_are_no_vectors_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     save_vectors(path, {}, {})
-    with pytest.raises(CheckpointError, match="expected at least one vector, found none"):
+    with pytest.raises(CheckpointError, match="expected at least one vector, all of one length, found none"):
+        load_vectors(path)
+    save_vectors(path, {1: np.ones(2), 2: np.ones(3)}, {})
+    with pytest.raises(CheckpointError, match="expected at least one vector, all of one length, found 2, 3"):
         load_vectors(path)
     raw = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 
 import harness
 import numpy as np
@@ -15,13 +16,14 @@ from harness import EVICTING, TINY, refused
 
 import skipkv
 from skipkv import H2O, RKV, Custom, H2OLast, Random, SkipKV, Steering, Streaming, _skipkv, parse_method, select
+from skipkv.eval import compare
 from skipkv.methods import CLASSES
 
 pytestmark = pytest.mark.sanitize
 
 NAMES = ", ".join(CLASSES)
 SLOTS = "an integer, or integers [n_layers] or [n_layers, n_kv_heads]"
-NUMBER, COUNT = "a number", "integers from 1 to 2147483647"
+NUMBER, COUNT, FROM_0 = "a number", "integers from 1 to 2147483647", "integers from 0 to 2147483647"
 DEVIATIONS = ("None, 'official' or some of pairs, lost-heads, score-order, latest-flag, empty-sentences, "
               "prompt-marker, thoughts-anywhere, thoughts-on-grid, steer-prompt-end")  # fmt: skip
 NEEDS = "some of queries, sums, penalties, importance, redundancy"
@@ -67,7 +69,8 @@ REPLAY = [
 ]
 PARAMETERS = [  # of a method
     (RKV, "budget", (0, 1 << 25), "integers from 1 to 16777216"),
-    (RKV, "budget", (2.5, "x", None, True, [], [[[9]]], INF, 1e300, [64, INF], np.uint64(2**63), 10**30), SLOTS),
+    (RKV, "budget", (2.5, "x", None, True, [], [[[9]]], INF, 1e300, [64, INF], np.uint64(2**63), 10**30, -INF, -1e300,
+                     timedelta(9), np.timedelta64(9), ["9"], [9j], -(2**40)), SLOTS),
     (RKV, "mix", (-0.1, 1.5, NAN), "numbers from 0 to 1"),
     (RKV, "mix", ("a",), NUMBER),
     (RKV, "kernel", (4, 257), "odd integers from 1 to 255"),
@@ -78,7 +81,7 @@ PARAMETERS = [  # of a method
     (Random, "seed", (-1, 2**53), "integers from 0 to 9007199254740991"),
     (RKV, "protect", ("first", "sinks:-1"), "none, prompt, sinks:N"),
     (RKV, "allocate", ("x", "", None, True, 5), "head, layer"),
-    (RKV, "evict", ("no",), "True, False"),
+    (RKV, "evict", ("no", 1, None), "False, True"),
     (RKV, "compat", ("pear", 7), DEVIATIONS),
 ]
 LOAD = [
@@ -119,6 +122,7 @@ def test_a_parameter_out_of_range(model, call, name, value, allowed):
 # Everything else
 
 KEYS, QUERIES = (np.random.default_rng(0).standard_normal(shape) for shape in ((2, 40, 16), (4, 8, 16)))
+PLENTY = {"keys": KEYS.shape, "queries": QUERIES.shape, "sums": (2, 40)}
 WITH_NAN = np.where(np.arange(16) == 3, np.nan, KEYS)
 ONES, NO_IDS = np.ones(256, np.float32), np.zeros(0, int)
 EMPTY = "none may be empty, head_dim at most 512, query heads a multiple of KV heads"
@@ -178,6 +182,8 @@ REFUSED = [
     (lambda m: at_open(RKV([30, 30, 30])), "budget: expected a number, [2] or [2, 2], found shape [3]"),
     (lambda m: at_open(RKV([[30, 30, 30]])), "budget: expected a number, [2] or [2, 2], found shape [1, 3]"),
     (lambda m: generate(m, method=RKV([48] * 3)), "budget: expected a number, [4] or [4, 4], found shape [3]"),
+    *((lambda m, b=b: generate(m, method=RKV(b)), f"budget: expected a number, [4] or [4, 4], found shape {list(s)}")
+      for b, s in (([[48, 50, 52, 54]], (1, 4)), ([[48, 50]], (1, 2)), ([[48, 50]] * 4, (4, 2)))),
     (lambda m: selected(budget=[20] * 3), "budget: expected a number or [2], found shape [3]"),
     (lambda m: at_open(RKV(30, protect="prompt"), 23), protected(30, 31, 23, 8)),
     (lambda m: at_open(RKV([[30, 40], [29, 50]], protect="prompt"), 22), protected(29, 30, 22, 8)),
@@ -204,7 +210,7 @@ REFUSED = [
     (lambda m: parse_method("rkv:budget=x"), f"budget is 'x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=9/x"), f"budget is '9/x'; allowed: {NUMBER}"),
     (lambda m: parse_method("rkv:budget=40+30/50"), f"budget is ((40, 30), 50); allowed: {SLOTS}"),
-    (lambda m: parse_method("rkv:budget=30,evict=maybe"), "evict is 'maybe'; allowed: True, False"),
+    (lambda m: parse_method("rkv:budget=30,evict=maybe"), "evict is 'maybe'; allowed: False, True"),
     (lambda m: generate(m, method="rkv"), "method 'rkv': rkv needs a budget"),
     (lambda m: generate(m, method="rkv:budget=many"), f"budget is 'many'; allowed: {NUMBER}"),
     (lambda m: skipkv.Blend(64), NO_WEIGHT),
@@ -238,14 +244,17 @@ REFUSED = [
     (lambda m: selected("rkv", np.zeros((2, 4, 520)), np.zeros((4, 8, 520))), sizes((2, 4, 520), (4, 8, 520))),
     (lambda m: selected(positions=range(39)), "positions: expected [40] or [2, 40], found shape [39]"),
     (lambda m: selected(positions=np.zeros((3, 40))), "positions: expected [40] or [2, 40], found shape [3, 40]"),
-    (lambda m: selected(positions=[[1], [2, 3]]), "positions: expected [40] or [2, 40], found shape [0, 0, 0]"),
+    (lambda m: selected(positions=[[1], [2, 3]]), "positions: expected [40] or [2, 40], found list"),
     *((lambda m, p=p: selected(positions=p), POSITIONS)
       for p in (np.arange(40) - 100, np.arange(40) + 2**32, np.arange(40)[::-1], np.arange(40.0))),
     (lambda m: selected("skipkv", penalties=np.zeros((3, 2))), "penalties: expected [n, 3], found shape [3, 2]"),
-    (lambda m: selected(penalties=5), "penalties: expected [n, 3], found shape [1]"),
+    (lambda m: selected(penalties=5), "penalties: expected [n, 3], found shape []"),
     (lambda m: selected(penalties=[[1, 2, 3], [4]]), "penalties: expected numbers [n, 3], found list"),
-    (lambda m: selected(penalties=[[0, 2**31 - 1, 1]]),
-     "penalties: expected positions from 0 to 16777216, found others"),
+    *((lambda m, p=p: selected(penalties=[p]),
+       "penalties: expected whole positions from 0 to 16777216, first ≤ last; found others")
+      for p in ([0, 2**31 - 1, 1], [0.5, 1, 1], [2, 3.5, 1], [9, 3, 1], [-1, 3, 1], [0, 2**24 + 1, 1])),
+    *((lambda m, k=k: selected(**{k: np.full(PLENTY[k], 2e17)}),
+       f"{k}: expected numbers from -1e+17 to 1e+17, found others") for k in PLENTY),
     (lambda m: selected("h2o"), "h2o needs sums, the attention received by every slot"),
     (lambda m: selected("h2o", sums=np.zeros((2, 39))), "sums: expected shape [2, 40], found [2, 39]"),
     (lambda m: selected(prompt=2**31 - 1), "prompt is 2147483647; allowed: integers from 0 to 1073741824"),
@@ -254,19 +263,33 @@ REFUSED = [
     # sentences
     (lambda m: skipkv.segment([1, 2], ["a"]), "texts: expected 2 as there are ids, found 1"),
     (lambda m: skipkv.segment([1], ["a"], delimiters="official"),
-     "delimiters and markers: 'official' is not known here; allowed: 'auto' or ids"),
-    (lambda m: skipkv.flag_repeats(np.zeros(3)), "vectors: expected shape [n, n], found [3]"),
+     "delimiters is 'official'; allowed: 'auto' or ids"),
+    (lambda m: skipkv.flag_repeats(np.zeros(3)), "vectors: expected [n, D], found shape [3]"),
     (lambda m: skipkv.flag_repeats([["a"]]), "vectors: expected numbers [n, D], found list"),
+    *((lambda m, t=t: skipkv.segment([1, 2], ["a", t]), f"texts is {t!r}; allowed: a text") for t in (2, None, b"b")),
+    (lambda m: skipkv.segment([1], 5), "texts is 5; allowed: a text of each token"),
+    *((lambda m, i=i: skipkv.segment([i], ["a"]), f"ids is {i!r}; allowed: {FROM_0}") for i in ("1", 1.5, True, -1)),
+    *((lambda m, k=k, v=v: skipkv.segment([1], ["a"], **{k: [v]}), f"{k} is {v!r}; allowed: {FROM_0}")
+      for k in ("delimiters", "markers") for v in (1.5, None)),
+    (lambda m: skipkv.segment([1], ["a"], delimiters=None), f"delimiters is None; allowed: {FROM_0}"),
+    *((lambda m, n=n: skipkv.segment([1], ["a"], n_prompt=n), f"n_prompt is {n!r}; allowed: {FROM_0}")
+      for n in ("1", 2**40, 0.5)),
+    *((lambda m, v=v: skipkv.flag_repeats([[v, 1.0]]), "vectors: expected finite numbers, found others")
+      for v in (NAN, INF, 1e39)),
+    (lambda m: skipkv.flag_repeats(np.eye(3), HUGE), f"tau is {str(HUGE)[:80]}; allowed: {NUMBER}"),
     (lambda m: skipkv.flag_repeats(np.zeros((3, 4)), compat="x"), f"compat is 'x'; allowed: {DEVIATIONS}"),
     (lambda m: skipkv.flag_repeats(np.eye(3), np.nan), f"tau is nan; allowed: {NUMBER}"),
     # steering
     (lambda m: steered(n=31), "steering vector: expected shape [32], found [31]"),
     (lambda m: steered(layer=2), "steering layer is 2; allowed: 0 to 1"),
     (lambda m: steered(scope="some"), 'scope is "some"; allowed: think, generation, all'),
-    (lambda m: Steering("abc", 0), "steering vector: expected finite numbers [hidden], found str"),
+    (lambda m: Steering("abc", 0), "steering vector: expected numbers [hidden], found str"),
     (lambda m: Steering(ONES, 0, alpha=1e39), "alpha is 1e+39; allowed: finite numbers"),
     (lambda m: Steering(ONES, 0, alpha=HUGE), f"alpha is {str(HUGE)[:80]}; allowed: finite numbers"),
     (lambda m: skipkv.steering.parse_steering("tiny,alpha=1,alpha=2"), "steering alpha is given twice"),
+    *((lambda m, v=v: Steering.load("tiny", v), f"layer is {v!r}; allowed: integers from 0") for v in ([1], "2", -1)),
+    (lambda m: Steering.load("tiny", beta=1),
+     "steering has no parameter 'beta'; allowed: layer, alpha, gamma, alpha_max, scope"),
     *((lambda m, s=s: generate(m, steering=s), STEERINGS) for s in ("v", 5, [None, None])),
     (lambda m: generate(m, steering=Steering(np.ones(255), 0)), "steering vector: expected shape [256], found [255]"),
     (lambda m: generate(m, steering=[Steering(ONES, 4)]), "steering layer is 4; allowed: 0 to 3"),
@@ -276,6 +299,13 @@ REFUSED = [
     # prompts and texts
     *((lambda m, p=p: generate(m, p), "prompt 0 is empty; allowed: at least one token") for p in ("", [NO_IDS])),
     *((lambda m, p=p: generate(m, p), f"prompt is {p[-1]}; allowed: {PROMPT}") for p in ([[]], ["a", 5], [[1, 2.5]])),
+    (lambda m: generate(m, np.array(3)), "prompts is array(3); allowed: a text, token ids, messages, or many of them"),
+    # fidelity
+    (lambda m: compare(m, [[5, 6]] * 2, [], prompts=[1]), "prompts: expected 2 as there are texts, found 1"),
+    *((lambda m, r=r: compare(m, [[5, 6]], [r]), f"runs is {r!r}; allowed: pairs of a Method and a Steering or None")
+      for r in ("full", ("full", None), 5)),
+    (lambda m: compare(m, None, []), "prompts is None; allowed: a text, token ids, messages, or many of them"),
+    (lambda m: compare(m, [None], []), f"prompt is None; allowed: {PROMPT}"),
     (lambda m: generate(m, ["a", [5, 231]]), "prompt 1 holds token 231; allowed: 0 to 230"),
     (lambda m: generate(m, [[-1]]), "prompt 0 holds token -1; allowed: 0 to 230"),
     (lambda m: generate(m, [[5] * 4097]), "prompt 0 has 4097 tokens; allowed: up to the context of 4096"),
