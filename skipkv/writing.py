@@ -21,7 +21,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     OSError
         They cannot be written; it names ``path``.
     """
-    path = path_of("path", path)
+    path_of("path", path)
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             with open(path, "wb") as file:

@@ -145,7 +145,8 @@ def curve(
     y = next(iter(axes)) if y is None else y
     one_of("y", y, axes, str)
     one_of("x", x, ("budget", "peak_bytes"), str)
-    text_of("title", title or "")
+    if title is not None:
+        text_of("title", title)
     series = group(results, y, x)
     if not series:
         raise ConfigError(f"results have no finite {y}; allowed: at least one")

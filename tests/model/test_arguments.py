@@ -39,6 +39,7 @@ VALUES = [
 
 IDS = [1, 3, 9, 12]
 KEYS, QUERIES = (np.random.default_rng(0).standard_normal(shape) for shape in ((2, 40, 16), (4, 8, 16)))
+OUTCOME = eval.Outcome(skipkv.Full(), None, 1, 2, 0.1, 0.9, 10.0, 0, 1e6, 0.1, 0, 1.0)
 RUN = {"prompts": IDS, "method": "full", "steering": None, "progress": False}
 OPTIONS = {name: f.default for name, f in Options.__dataclass_fields__.items()} | {"max_new_tokens": 2}
 # The functions, and arguments that are right; a name may stand for what takes a model, or a trace, first.
@@ -95,7 +96,7 @@ CALLS = {
     "kept": (viz.kept, {"trace": 0, "step": None, "layers": None, "heads": None}),
     "viz.compare": (viz.compare, {"a": 0, "b": 0, "step": None, "layers": None, "heads": None}),
     "survival": (viz.survival, {"trace": 0, "layer": 0, "heads": None}),
-    "curve": (viz.curve, {"results": [], "y": None, "x": "budget", "title": None}),
+    "curve": (viz.curve, {"results": [OUTCOME], "y": None, "x": "budget", "title": None}),
     "label": (vectors.label, {"step": "Wait"}),
     "steps": (vectors.steps, {"model": 0, "ids": IDS, "n_prompt": 0}),
     "extract": (vectors.extract, {"model": 0, "texts": [(IDS, 1)], "layers": [1], "progress": False}),
