@@ -479,8 +479,7 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
     }
     if (!cu_check(d, cudaMemcpyAsync(staged, d->staging, l.pages, cudaMemcpyHostToDevice, d->stream), "the batch"))
         return;
-    d->host = batch;
-    d->recording = batch->n_tokens == batch->n_parts;
+    d->host = batch, d->recording = batch->n_tokens == batch->n_parts;
     d->batch = {reinterpret_cast<const cu_token *>(staged + l.tokens),
                 reinterpret_cast<const cu_part *>(staged + l.parts),
                 reinterpret_cast<const cu_head *>(staged + l.heads),

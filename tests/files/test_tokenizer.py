@@ -351,7 +351,7 @@ def test_a_token_beyond_the_embedding_is_refused_where_a_text_needs_it(tmp_path)
 @pytest.mark.parametrize("template, expected", [
     ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe."),
     ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe."),
-    ("{{ dict.update(messages[0], {'content': 'x'}) }}", "'__main__._Dict object' has no attribute 'update'"),
+    ("{{ dict.update(messages[0], {'content': 'x'}) }}", "'<run_path>._Dict object' has no attribute 'update'"),
     ("{{ dict.fromkeys.__self__.update }}", "access to attribute '__self__' of 'builtin_function_or_method' object is unsafe."),
     ("{{ namespace(_x=1) }}", "namespace: expected a name without a leading _, found '_x'"),
     ("{% set ns = namespace() %}{% set ns.__html__ = 1 %}", "namespace: expected a name without a leading _, found '__html__'"),
