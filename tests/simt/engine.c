@@ -75,7 +75,7 @@ static int32_t feed(skv_session *session, int32_t row, int32_t n, float *logits)
     const int32_t at = skv_row_state_of(session, row).n_tokens;
     n = skv_row_chunk(session, row, n < TEXT - at ? n : TEXT - at);
     for (int32_t i = 0; i < n; i++) tokens[i] = (int32_t)(skv_splitmix64((uint64_t)(at + i) << 2 | 1) % VOCAB);
-    check(!skv_forward(session, &(skv_span){row, n}, 1, tokens, true, logits, NULL, &error), error.text);
+    check(!skv_forward(session, &(skv_span){row, n}, 1, tokens, true, logits, NULL, NULL, &error), error.text);
     for (int32_t i = 0; i < n * VOCAB; i++) check(isfinite(logits[i]), "a logit is no number");
     return n;
 }
@@ -127,7 +127,7 @@ static void play(const struct run *run) {
         if (step % 4 == 3)
             for (int32_t r = 0; r < ROWS; r++) feed(session, rows[r], 1, logits);
         else
-            check(!skv_forward(session, spans, ROWS, (int32_t[]){step, 3, 30, 11}, true, logits, NULL, &error),
+            check(!skv_forward(session, spans, ROWS, (int32_t[]){step, 3, 30, 11}, true, logits, NULL, NULL, &error),
                   error.text);
         for (int32_t i = 0; i < VOCAB; i++) check(isfinite(logits[i]), "a logit is no number");
         odd += look_at_trace(session);

@@ -41,7 +41,7 @@ FAULTS = {
         "pointwise.cu", "if (i < hidden) part.sum[i] = 0;", "", f"{OPS} -k test_sentence"),
     "the last head of a group is left out": (
         "score.cu", "r < min(int32_t(QUERIES), end - g); r++", "r < min(int32_t(QUERIES), end - g) - 1; r++", TERMS),
-    "a similar key counts": ("score.cu", " - lost[slot - first])", ")", TERMS),
+    "a similar key counts": ("score.cu", "- lost[slot - first])", "- 0 * lost[slot - first])", TERMS),
     "ties go to the higher slot": ("evict.cu", "tie < ties", "n_ties - 1 - tie < ties", SELECT),
     "minus zero is less than zero": ("evict.cu", "(score + 0.0f)", "(score)", SELECT),
     "sums stay where they were": ("evict.cu", "if (first || cache.sums) close_words", "if (first) close_words", SELECT),
