@@ -23,14 +23,15 @@ typedef struct skv_head {
     uint64_t version; /* of the list of pages; no other list of the cache has or had the same */
 } skv_head;
 
-/* A page holds keys [SKV_PAGE, stride] at its start, values [SKV_PAGE, stride], both in the cache's type, positions
- * [SKV_PAGE] int32 and, with sums, attention received [SKV_PAGE] float; zero from head_dim to stride. */
+/* A page holds keys [SKV_PAGE, stride] at its start, values [SKV_PAGE, stride], both in the cache's type, of q8 the
+ * scales of the keys and of the values [2, SKV_PAGE] float, positions [SKV_PAGE] int32 and, with sums, attention
+ * received [SKV_PAGE] float; zero from head_dim to stride. */
 typedef struct skv_cache_shape {
     skv_dtype type;
     bool sums;
     int32_t head_dim, stride; /* stride: head_dim rounded up to 16 */
     size_t slot_bytes;        /* of a key or a value */
-    size_t values_at, positions_at, sums_at, page_bytes;
+    size_t values_at, scales_at, positions_at, sums_at, page_bytes;
 } skv_cache_shape;
 
 /* What a device will be asked for at most, so that a step allocates nothing. */

@@ -7,7 +7,8 @@ skv_cache_shape skv_cache_shape_of(int32_t head_dim, skv_dtype type, bool sums) 
     skv_cache_shape s = {.type = type, .sums = sums, .head_dim = head_dim, .stride = (head_dim + 15) / 16 * 16};
     s.slot_bytes = (size_t)s.stride * skv_dtypes[type].size;
     s.values_at = SKV_PAGE * s.slot_bytes;
-    s.positions_at = 2 * s.values_at;
+    s.scales_at = 2 * s.values_at;
+    s.positions_at = s.scales_at + (type == SKV_Q8 ? 2 * SKV_PAGE * sizeof(float) : 0);
     s.sums_at = s.positions_at + SKV_PAGE * sizeof(int32_t);
     s.page_bytes = s.sums_at + (sums ? SKV_PAGE * sizeof(float) : 0);
     return s;

@@ -6,16 +6,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_N_DTYPES } skv_dtype;
+typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_Q8, SKV_N_DTYPES } skv_dtype;
 
 typedef struct skv_dtype_info {
     const char *name;
     size_t size;                                           /* bytes of one value */
     bool of_weights, of_cache;                             /* whether matrices, keys and values may have it */
-    void (*widen)(const void *from, size_t n, float *to);  /* exact */
+    void (*widen)(const void *from, size_t n, float *to);  /* exact; NULL where no tensor is stored so */
     void (*narrow)(const float *from, size_t n, void *to); /* to nearest even; NULL where nothing is stored so */
 } skv_dtype_info;
 
 extern const skv_dtype_info skv_dtypes[SKV_N_DTYPES];
+
+/* q8: q [n] ← x / scale to nearest even; returns scale = largest |x| / 127, NaN where one is not finite. */
+float skv_quantise(const float *x, size_t n, int8_t *q);
+
+/* x [n] ← scale · q */
+void skv_dequantise(const int8_t *q, float scale, size_t n, float *x);
 
 #endif

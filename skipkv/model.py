@@ -196,7 +196,7 @@ class Model(Engine):
         Parameters
         ----------
         tokens : text, ids or messages
-        cache : "f32" or "bf16"
+        cache : "f32", "bf16" or "q8"
 
         Returns
         -------
@@ -217,7 +217,7 @@ class Model(Engine):
             ℓ: the residual stream entering block ℓ; n_layers: after the final norm.
         positions : int or sequence of int, optional
             Which tokens' states; all by default.
-        cache : "f32" or "bf16"
+        cache : "f32", "bf16" or "q8"
 
         Returns
         -------
@@ -256,7 +256,7 @@ class Model(Engine):
         logits : bool
             Return the logits of every position, too.
         trace : bool or "scores"
-        cache : "bf16" or "f32"
+        cache : "bf16", "f32" or "q8"
 
         Returns
         -------

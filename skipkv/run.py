@@ -96,7 +96,7 @@ class Options(Sampling):
         Bytes of cache, a hard cap; rows wait where they do not fit.
     trace : bool or "scores"
         Record what was kept; with ``"scores"`` every candidate's scores, too.
-    cache : "bf16" or "f32"
+    cache : "bf16", "f32" or "q8"
         Type in which keys and values are kept.
     grouping : bool
         Static groups of prompts of similar length, as the published comparison forms them (METHOD §8).

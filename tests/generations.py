@@ -31,7 +31,7 @@ def make(name, budget=48, interval=32, **parameters):
 
 def page_bytes(name, cache):
     """Bytes of a page of the model in the box under this method."""
-    return 64 * (2 * 32 * {"bf16": 2, "f32": 4}[cache] + 4 + 4 * bool(make(name).needs & SUMS))
+    return 64 * (2 * {"bf16": 64, "f32": 128, "q8": 36}[cache] + 4 + 4 * bool(make(name).needs & SUMS))
 
 
 def run(model, prompts, method=None, steering=None, **options):

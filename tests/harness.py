@@ -191,6 +191,8 @@ def as_reference(method, shape):
 
 def open_session(model, method, *, delimiters="auto", markers="auto", **options):
     words = vocabulary(delimiters=delimiters, markers=markers)
+    if options.get("cache") == "q8" and model.variant not in VARIANTS:
+        pytest.skip("CUDA has no such cache")
     return _skipkv.Session(model, method=method.as_dict(SHAPES[model]), vocabulary=words, **options)
 
 

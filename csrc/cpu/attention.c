@@ -5,16 +5,32 @@
 
 #include "cpu.h"
 
+const float *cpu_keys(const cpu_device *d, const skv_head *head, size_t page, size_t at, size_t n, float *scratch) {
+    const skv_cache_shape *cache = &d->work.cache;
+    const size_t stride = (size_t)cache->stride;
+    const char *keys = page_keys(head, page) + at * cache->slot_bytes;
+    if (cache->type == SKV_F32) return (const float *)(const void *)keys;
+    if (cache->type == SKV_BF16) d->kernels->widen((const uint16_t *)(const void *)keys, n * stride, scratch);
+    if (cache->type == SKV_Q8)
+        for (size_t i = 0; i < n; i++)
+            skv_dequantise((const int8_t *)keys + i * stride, page_scales(cache, head, page)[at + i], stride,
+                           scratch + i * stride);
+    return scratch;
+}
+
 /* The heads of one layer of a part's row. */
 static skv_head *heads_of(const cpu_device *d, const skv_part *part, size_t layer) {
     return part->heads + layer * (size_t)d->work.config->n_kv_heads;
 }
 
-/* One slot's vector ← x [head_dim], zero up to the stride. */
-static void store(const skv_cache_shape *cache, char *to, const float *x) {
+/* One slot's vector ← x [head_dim], zero up to the stride; *scale ← its scale if it has one. */
+static void store(const skv_cache_shape *cache, char *to, float *scale, const float *x) {
     const skv_dtype_info *type = skv_dtypes + cache->type;
     const size_t dim = (size_t)cache->head_dim;
-    type->narrow(x, dim, to);
+    if (cache->type == SKV_Q8)
+        *scale = skv_quantise(x, dim, (int8_t *)to);
+    else
+        type->narrow(x, dim, to);
     memset(to + dim * type->size, 0, cache->slot_bytes - dim * type->size);
 }
 
@@ -29,8 +45,9 @@ void cpu_append(skv_device *base, size_t layer, const float *k, const float *v) 
                 const skv_head *head = heads_of(d, part, layer) + h;
                 const size_t slot = (size_t)head->n_slots - part->n + i, page = slot / SKV_PAGE, at = slot % SKV_PAGE;
                 const size_t from = ((part->first + i) * n_kv + h) * dim;
-                store(cache, page_keys(head, page) + at * cache->slot_bytes, k + from);
-                store(cache, page_values(cache, head, page) + at * cache->slot_bytes, v + from);
+                float *scale = page_scales(cache, head, page) + at;
+                store(cache, page_keys(head, page) + at * cache->slot_bytes, scale, k + from);
+                store(cache, page_values(cache, head, page) + at * cache->slot_bytes, scale + SKV_PAGE, v + from);
                 page_positions(cache, head, page)[at] = part->position + (int32_t)i;
                 if (cache->sums) page_sums(cache, head, page)[at] = 0;
             }
@@ -49,139 +66,193 @@ void cpu_keep_queries(skv_device *base, size_t layer, const float *q) {
     }
 }
 
-/* Attention of one KV head: a block of tokens against a run of pages. The queries of the block share each page, widened
- * once. */
-enum { BLOCK_TOKENS = 16 };
+/* Attention is a list of tasks: one KV head, its group's queries of a block of tokens, and all the pages that these
+ * see. Threads have equal shares of the pages, so a long task of a decode step may be cut: the thread of its first
+ * pages adds up what it has, the others leave theirs page by page, and all is merged in the order of the pages, as
+ * without a cut. */
+enum { BLOCK_TOKENS = 16, UNCUT = 8 /* pages that are not worth a cut */ };
 
-typedef struct attention_block {
+typedef struct attention_task {
     const skv_part *part;
     const skv_head *head;
     size_t kv_head, first, n; /* tokens of the part */
-    size_t first_page, end_page;
-} attention_block;
+    size_t n_pages;
+    size_t at, cost; /* of all the tasks' pages, weighted by tokens */
+} attention_task;
 
-/* keys, values [SKV_PAGE, stride] (bf16 only), queries and sums [BLOCK_TOKENS, group, stride], acc [stride], logits
- * [SKV_PAGE + 16], totals [BLOCK_TOKENS, group] */
+/* The pages of a task that one thread does: [first, end), those of task->cost that lie in its share. */
+typedef struct page_range {
+    size_t first, end;
+} page_range;
+
+size_t cpu_task_floats(const skv_workload *work) {
+    return work->n_tokens * (size_t)work->config->n_kv_heads * sizeof(attention_task) / sizeof(float);
+}
+
+static size_t group_of(const skv_workload *work) { return (size_t)(work->config->n_heads / work->config->n_kv_heads); }
+
+/* queries and sums [BLOCK_TOKENS, group, stride], totals [BLOCK_TOKENS, group], acc [SKV_QUERY_TILE, stride], but at
+ * least keys [SKV_PAGE, stride] and a query, for receive_head */
 size_t cpu_attention_floats(const skv_workload *work) {
-    const size_t group = (size_t)(work->config->n_heads / work->config->n_kv_heads);
-    const size_t stride = (size_t)work->cache.stride, n = BLOCK_TOKENS * group;
-    return (2 * SKV_PAGE * stride + 2 * n * stride + stride + SKV_PAGE + 16 + 2 * n + 31) / 16 * 16;
+    const size_t stride = (size_t)work->cache.stride, n = BLOCK_TOKENS * group_of(work);
+    return (SKV_PAGE + 1 + 2 * n + SKV_QUERY_TILE) * stride + 2 * n;
 }
 
-/* Pages of head_slots: the distance between two heads' partials. */
-static size_t partial_pages(const cpu_device *d) { return (d->work.head_slots + SKV_PAGE - 1) / SKV_PAGE; }
+/* A thread's partials: of a page acc [group, stride], then parts [group]. */
+size_t cpu_partial_floats(const skv_workload *work) {
+    const size_t pages = (work->head_slots + SKV_PAGE - 1) / SKV_PAGE;
+    return pages * group_of(work) * ((size_t)work->cache.stride + 2);
+}
 
-/* With partials (a block of one token) every page's result goes there unmerged; otherwise the merged result goes to
- * out. */
-static void attend_block(const cpu_device *d, const attention_block *b, const float *q, float *scratch, float *partials,
-                         float *out) {
-    const skv_kernels *kernels = d->kernels;
-    const skv_cache_shape *cache = &d->work.cache;
-    const size_t n_heads = (size_t)d->work.config->n_heads, group = n_heads / (size_t)d->work.config->n_kv_heads;
-    const size_t stride = (size_t)cache->stride, dim = (size_t)cache->head_dim, n_q = b->n * group;
-    const size_t before = (size_t)b->head->n_slots - b->part->n; /* slots older than the part */
-    const float scale = 1.0f / sqrtf((float)dim);
-    float *keys = scratch, *values = keys + SKV_PAGE * stride, *queries = values + SKV_PAGE * stride;
-    float *sums = queries + BLOCK_TOKENS * group * stride, *acc = sums + BLOCK_TOKENS * group * stride;
-    float *logits = acc + stride;
-    skv_partial *totals = (skv_partial *)(void *)(logits + SKV_PAGE + 16);
-    const size_t first_query = ((b->part->first + b->first) * n_heads + b->kv_head * group) * dim;
-    for (size_t i = 0; i < n_q; i++) {
-        memcpy(queries + i * stride, q + first_query + (i / group * n_heads + i % group) * dim, dim * sizeof *q);
-        memset(queries + i * stride + dim, 0, (stride - dim) * sizeof *q);
-        totals[i] = (skv_partial){0};
-    }
-    for (size_t page = b->first_page; page < b->end_page; page++) {
-        const size_t filled = (size_t)b->head->n_slots - page * SKV_PAGE,
-                     n_page = filled < SKV_PAGE ? filled : SKV_PAGE;
-        const float *k = page_f32(d, page_keys(b->head, page), n_page, keys);
-        const float *v = page_f32(d, page_values(cache, b->head, page), n_page, values);
-        for (size_t i = 0; i < n_q; i++) {
-            const size_t visible = before + b->first + i / group + 1;
-            if (visible <= page * SKV_PAGE) continue;
-            const size_t n = visible - page * SKV_PAGE < SKV_PAGE ? visible - page * SKV_PAGE : SKV_PAGE;
-            float *to = acc;
-            if (partials) to = partials + ((b->kv_head * group + i) * partial_pages(d) + page) * (stride + 2);
-            const skv_partial part = kernels->attend(queries + i * stride, k, v, n, stride, scale, logits, to);
-            if (partials)
-                memcpy(to + stride, &part, sizeof part);
-            else
-                kernels->merge(totals + i, sums + i * stride, part, acc, stride);
-        }
-    }
-    if (partials) return;
-    for (size_t i = 0; i < n_q; i++) {
-        float *to = out + first_query + (i / group * n_heads + i % group) * dim;
-        const float inverse = 1.0f / totals[i].sum;
-        for (size_t c = 0; c < dim; c++) to[c] = sums[i * stride + c] * inverse;
+typedef struct attention_work {
+    float *queries, *sums, *acc;
+    skv_partial *totals;
+    float *partials;
+} attention_work;
+
+static attention_work work_of(const cpu_device *d, size_t thread) {
+    const size_t stride = (size_t)d->work.cache.stride, n = BLOCK_TOKENS * group_of(&d->work);
+    float *queries = d->attending + thread * cpu_attention_floats(&d->work), *acc = queries + 2 * n * stride;
+    return (attention_work){.queries = queries,
+                            .sums = queries + n * stride,
+                            .acc = acc,
+                            .totals = (skv_partial *)(void *)(acc + SKV_QUERY_TILE * stride),
+                            .partials = d->partials + thread * cpu_partial_floats(&d->work)};
+}
+
+/* Where query i of a task lies in the batch's. */
+static size_t query_at(const cpu_device *d, const attention_task *task, size_t i) {
+    const size_t n_heads = (size_t)d->work.config->n_heads, group = group_of(&d->work);
+    const size_t token = task->part->first + task->first + i / group;
+    return (token * n_heads + task->kv_head * group + i % group) * (size_t)d->work.cache.head_dim;
+}
+
+/* Queries `from` … `end` − 1 of a task meet the page. Results go to the totals, or with partials there. */
+static void attend_page(const cpu_device *d, const attention_work *w, const skv_page *page, size_t from, size_t end,
+                        float *partials) {
+    const size_t stride = (size_t)d->work.cache.stride;
+    const float scale = 1.0f / sqrtf((float)d->work.cache.head_dim);
+    skv_partial parts[SKV_QUERY_TILE], *to = parts;
+    float *acc = w->acc;
+    for (size_t i = from, n; i < end; i += n) {
+        const size_t tiles = (end - i + SKV_QUERY_TILE - 1) / SKV_QUERY_TILE;
+        n = (end - i) / tiles; /* as even as can be */
+        if (partials) acc = partials + i * stride, to = (skv_partial *)(void *)(partials + end * stride) + i;
+        d->kernels->attend[d->work.cache.type](page, stride, w->queries + i * stride, n, scale, to, acc);
+        for (size_t k = 0; !partials && k < n; k++)
+            d->kernels->merge(w->totals + i + k, w->sums + (i + k) * stride, parts[k], acc + k * stride, stride);
     }
 }
 
-/* A single decode row has too few heads to occupy the threads evenly, so its pages are spread over them and merged
- * afterwards, in the same order. */
-static void attend_pages(const cpu_device *d, const skv_head *heads, const float *q, float *out) {
-    enum { PAGES = 4 };
-    const size_t n_heads = (size_t)d->work.config->n_heads, n_kv = (size_t)d->work.config->n_kv_heads;
-    const size_t n_pages = (size_t)heads[0].n_pages, runs = (n_pages + PAGES - 1) / PAGES, group = n_heads / n_kv;
+static void finish(const cpu_device *d, const attention_task *task, const attention_work *w, size_t i, float *out) {
     const size_t stride = (size_t)d->work.cache.stride, dim = (size_t)d->work.cache.head_dim;
-    const size_t per_thread = cpu_attention_floats(&d->work);
-#pragma omp parallel num_threads(d->base.n_threads)
-    {
-        float *scratch = d->attending + (size_t)omp_get_thread_num() * per_thread;
-#pragma omp for schedule(static)
-        for (size_t task = 0; task < runs * n_kv; task++) {
-            const size_t h = task / runs, first = task % runs * PAGES;
-            const size_t end = first + PAGES < n_pages ? first + PAGES : n_pages;
-            const attention_block block = {d->batch->parts, heads + h, h, 0, 1, first, end};
-            attend_block(d, &block, q, scratch, d->partials, out);
-        }
-#pragma omp for schedule(static)
-        for (size_t h = 0; h < n_heads; h++) {
-            const float *parts = d->partials + h * partial_pages(d) * (stride + 2);
-            skv_partial total = {0}, part;
-            for (size_t page = 0; page < (size_t)heads[h / group].n_pages; page++) {
-                const float *acc = parts + page * (stride + 2);
-                memcpy(&part, acc + stride, sizeof part);
-                d->kernels->merge(&total, scratch, part, acc, stride);
-            }
-            const float inverse = 1.0f / total.sum;
-            for (size_t c = 0; c < dim; c++) out[h * dim + c] = scratch[c] * inverse;
-        }
-    }
+    float *to = out + query_at(d, task, i);
+    const float inverse = 1.0f / w->totals[i].sum;
+    for (size_t c = 0; c < dim; c++) to[c] = w->sums[i * stride + c] * inverse;
 }
 
-/* Blocks of tokens × KV heads that a part is split into. */
-static size_t n_blocks(const cpu_device *d, const skv_part *part) {
-    return (part->n + BLOCK_TOKENS - 1) / BLOCK_TOKENS * (size_t)d->work.config->n_kv_heads;
+static void attend(const cpu_device *d, const attention_task *task, page_range range, const attention_work *w,
+                   const float *q, float *out) {
+    const skv_cache_shape *cache = &d->work.cache;
+    const size_t stride = (size_t)cache->stride, dim = (size_t)cache->head_dim, group = group_of(&d->work);
+    const size_t seen = (size_t)task->head->n_slots - task->part->n + task->first + 1; /* by the first token */
+    for (size_t i = 0; i < task->n * group; i++) {
+        memcpy(w->queries + i * stride, q + query_at(d, task, i), dim * sizeof *q);
+        memset(w->queries + i * stride + dim, 0, (stride - dim) * sizeof *q);
+        w->totals[i] = (skv_partial){0};
+    }
+    for (size_t p = range.first; p < range.end; p++) {
+        const size_t before = p * SKV_PAGE;
+        const size_t next = p + 1 < range.end ? p + 1 : p;
+        const float *scales = page_scales(cache, task->head, p);
+        skv_page page = {.keys = page_keys(task->head, p),
+                         .values = page_values(cache, task->head, p),
+                         .next_keys = page_keys(task->head, next),
+                         .next_values = page_values(cache, task->head, next),
+                         .key_scales = scales,
+                         .value_scales = scales + SKV_PAGE};
+        float *partials = range.first ? w->partials + (p - range.first) * group * (stride + 2) : NULL;
+        for (size_t t = seen > before ? 0 : before + 1 - seen, end; t < task->n; t = end) {
+            const bool full = seen + t >= before + SKV_PAGE; /* then it is full for the later tokens, too */
+            page.n = full ? SKV_PAGE : seen + t - before;
+            end = full ? task->n : t + 1;
+            attend_page(d, w, &page, t * group, end * group, partials);
+        }
+    }
+    if (range.first > 0 || range.end < task->n_pages) return;
+    for (size_t i = 0; i < task->n * group; i++) finish(d, task, w, i, out);
+}
+
+/* Fills the list of tasks and returns their number. */
+static size_t list_tasks(const cpu_device *d, size_t layer, attention_task *tasks) {
+    size_t n = 0, at = 0;
+    for (const skv_part *part = d->batch->parts; part < d->batch->parts + d->batch->n_parts; part++)
+        for (size_t first = 0; first < part->n; first += BLOCK_TOKENS)
+            for (size_t h = 0; h < (size_t)d->work.config->n_kv_heads; h++) {
+                attention_task t = {.part = part, .head = heads_of(d, part, layer) + h, .kv_head = h, .first = first};
+                t.n = part->n - first < BLOCK_TOKENS ? part->n - first : BLOCK_TOKENS;
+                t.n_pages = ((size_t)t.head->n_slots - part->n + first + t.n + SKV_PAGE - 1) / SKV_PAGE;
+                t.at = at, t.cost = t.n_pages * t.n;
+                at += t.cost;
+                tasks[n++] = t;
+            }
+    return n;
+}
+
+/* A thread's part of a task: what lies between `low` and `high` where it may be cut, else all where it begins there. */
+static page_range range_of(const attention_task *t, size_t low, size_t high) {
+    const size_t end = t->at + t->cost;
+    if (t->n > 1 || t->n_pages <= UNCUT) return (page_range){0, t->at >= low && t->at < high ? t->n_pages : 0};
+    if (end <= low || t->at >= high) return (page_range){0};
+    return (page_range){low > t->at ? low - t->at : 0, (high < end ? high : end) - t->at};
+}
+
+/* What other threads left of a task that a thread has begun: query i. */
+static void merge_cut(const cpu_device *d, const attention_task *task, size_t thread, size_t total, size_t n_threads,
+                      size_t i, float *out) {
+    const size_t stride = (size_t)d->work.cache.stride, group = group_of(&d->work);
+    const attention_work w = work_of(d, thread);
+    for (size_t other = thread + 1; other < n_threads; other++) {
+        const page_range range = range_of(task, total * other / n_threads, total * (other + 1) / n_threads);
+        const float *from = work_of(d, other).partials;
+        for (size_t page = range.first; page < range.end; page++, from += group * (stride + 2)) {
+            skv_partial part;
+            memcpy(&part, from + group * stride + 2 * i, sizeof part);
+            d->kernels->merge(w.totals + i, w.sums + i * stride, part, from + i * stride, stride);
+        }
+    }
+    finish(d, task, &w, i, out);
 }
 
 void cpu_attention(skv_device *base, size_t layer, const float *q, float *out) {
     const cpu_device *d = cpu_of(base);
-    const skv_part *parts = d->batch->parts;
-    const skv_head *heads = heads_of(d, parts, layer);
-    const size_t n_kv = (size_t)d->work.config->n_kv_heads;
-    bool even = true; /* heads of one row may hold different numbers of pages: then they are taken whole */
-    for (size_t h = 1; h < n_kv; h++) even &= heads[h].n_pages == heads[0].n_pages;
-    if (d->batch->n_tokens == 1 && base->n_threads > 1 && even && heads[0].n_pages > 8) {
-        attend_pages(d, heads, q, out);
-        return;
-    }
-    size_t n_tasks = 0;
-    for (size_t p = 0; p < d->batch->n_parts; p++) n_tasks += n_blocks(d, parts + p);
-    const size_t per_thread = cpu_attention_floats(&d->work);
-#pragma omp parallel num_threads(base->n_threads) if (n_tasks > 1)
+    attention_task *tasks = (attention_task *)(void *)d->tasks;
+    const size_t n = list_tasks(d, layer, tasks), total = tasks[n - 1].at + tasks[n - 1].cost;
+    const size_t group = group_of(&d->work);
+    bool cuts = false;
+    for (size_t i = 0; i < n; i++) cuts |= tasks[i].n == 1 && tasks[i].n_pages > UNCUT;
+#pragma omp parallel num_threads(base->n_threads) if (total > 1)
     {
-        float *scratch = d->attending + (size_t)omp_get_thread_num() * per_thread;
-        const skv_part *part = parts; /* tasks come in ascending order, so the part is found by walking on */
-        size_t before = 0;
-#pragma omp for schedule(monotonic : dynamic)
-        for (size_t task = 0; task < n_tasks; task++) {
-            while (task >= before + n_blocks(d, part)) before += n_blocks(d, part++);
-            const size_t h = (task - before) % n_kv, first = (task - before) / n_kv * BLOCK_TOKENS;
-            const size_t n = part->n - first < BLOCK_TOKENS ? part->n - first : BLOCK_TOKENS;
-            const skv_head *head = heads_of(d, part, layer) + h;
-            const attention_block block = {part, head, h, first, n, 0, (size_t)head->n_pages};
-            attend_block(d, &block, q, scratch, NULL, out);
+        const size_t thread = (size_t)omp_get_thread_num(), n_threads = (size_t)omp_get_num_threads();
+        const size_t low = total * thread / n_threads, high = total * (thread + 1) / n_threads;
+        const attention_work w = work_of(d, thread);
+        for (size_t i = 0; i < n; i++) {
+            const page_range range = range_of(tasks + i, low, high);
+            if (range.end > range.first) attend(d, tasks + i, range, &w, q, out);
+        }
+        if (cuts) {
+#pragma omp barrier
+#pragma omp for schedule(static) collapse(2)
+            for (size_t t = 0; t < n_threads; t++)
+                for (size_t g = 0; g < group; g++) {
+                    const size_t begin = total * t / n_threads, end = total * (t + 1) / n_threads;
+                    size_t i = 0;
+                    while (i < n && tasks[i].at + tasks[i].cost <= end) i++;
+                    if (i == n) continue;
+                    const page_range range = range_of(tasks + i, begin, end);
+                    if (range.end > range.first && !range.first && range.end < tasks[i].n_pages)
+                        merge_cut(d, tasks + i, t, total, n_threads, g, out);
+                }
         }
     }
 }
@@ -202,7 +273,7 @@ static void receive_head(const cpu_device *d, const skv_part *part, const skv_he
             memset(query + dim, 0, (stride - dim) * sizeof *q);
             for (size_t page = 0; page * SKV_PAGE < visible; page++) {
                 const size_t left = visible - page * SKV_PAGE, n = left < SKV_PAGE ? left : SKV_PAGE;
-                const float *keys = page_f32(d, page_keys(head, page), n, scratch);
+                const float *keys = cpu_keys(d, head, page, 0, n, scratch);
                 d->kernels->inner(query, keys, n, stride, logits + page * SKV_PAGE);
             }
             for (size_t j = 0; j < visible; j++) logits[j] *= scale;

@@ -12,7 +12,8 @@ typedef struct cpu_device {
     const skv_batch *batch;
     float *cosine, *sine; /* [n_tokens, head_dim / 2] of the batch's positions */
     float *attending;     /* [n_threads, cpu_attention_floats] */
-    float *partials;      /* [n_heads, pages of head_slots, stride + 2]: one decode row's attention, page by page */
+    float *partials;      /* [n_threads, pages of head_slots, group, stride + 2]: attention page by page */
+    float *tasks;         /* [n_tokens, n_kv_heads] attention_task */
     float *received;      /* [n_threads, 2, padded head_slots]: with sums */
     float *scoring;       /* [n_threads, cpu_scoring_floats] */
     float *scores;        /* [scores_capacity] the jobs' scores, kept terms and kept slots */
@@ -44,15 +45,18 @@ static inline float *page_sums(const skv_cache_shape *cache, const skv_head *hea
     return (float *)(void *)(head->pages[page] + cache->sums_at);
 }
 
-/* n keys or values of a page as float32, in the page itself or in scratch [SKV_PAGE, stride]. */
-static inline const float *page_f32(const cpu_device *d, const char *page, size_t n, float *scratch) {
-    if (d->work.cache.type == SKV_F32) return (const float *)(const void *)page;
-    d->kernels->widen((const uint16_t *)(const void *)page, n * (size_t)d->work.cache.stride, scratch);
-    return scratch;
+/* q8 only: of a page's keys [SKV_PAGE], then of its values */
+static inline float *page_scales(const skv_cache_shape *cache, const skv_head *head, size_t page) {
+    return (float *)(void *)(head->pages[page] + cache->scales_at);
 }
+
+/* n keys of a page from slot `at` on as float32, in the page itself or in scratch [n, stride]. */
+const float *cpu_keys(const cpu_device *d, const skv_head *head, size_t page, size_t at, size_t n, float *scratch);
 
 /* Floats of workspace: of a thread for attention, for scoring one head, and of all jobs of a compaction. */
 size_t cpu_attention_floats(const skv_workload *work);
+size_t cpu_task_floats(const skv_workload *work);
+size_t cpu_partial_floats(const skv_workload *work);
 size_t cpu_scoring_floats(const skv_workload *work);
 size_t cpu_scores_floats(const skv_workload *work);
 

@@ -46,7 +46,8 @@ static skv_device *cpu_open(const char *variant, int n_threads, skv_error *error
 
 static void cpu_close(skv_device *base) {
     cpu_device *d = cpu_of(base);
-    float *const blocks[] = {d->cosine, d->sine, d->attending, d->partials, d->received, d->scoring, d->scores};
+    float *const blocks[] = {d->cosine, d->sine,     d->attending, d->partials,
+                             d->tasks,  d->received, d->scoring,   d->scores};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&base->heap, blocks[i]);
     skv_heap heap = base->heap;
     skv_free(&heap, d);
@@ -70,7 +71,6 @@ static skv_status cpu_reserve(skv_device *base, const skv_workload *work, skv_er
     cpu_device *d = cpu_of(base);
     const skv_config *c = work->config;
     const size_t n_threads = (size_t)base->n_threads, half = (size_t)c->head_dim / 2;
-    const size_t pages = (work->head_slots + SKV_PAGE - 1) / SKV_PAGE, stride = (size_t)work->cache.stride;
     const size_t tokens = work->n_tokens == d->work.n_tokens ? 0 : work->n_tokens;
     const bool longer = work->head_slots > d->work.head_slots || work->due_slots > d->work.due_slots;
     struct {
@@ -80,7 +80,8 @@ static skv_status cpu_reserve(skv_device *base, const skv_workload *work, skv_er
         {&d->cosine, tokens * half},
         {&d->sine, tokens * half},
         {&d->attending, tokens ? n_threads * cpu_attention_floats(work) : 0},
-        {&d->partials, longer ? pages * (size_t)c->n_heads * (stride + 2) : 0},
+        {&d->tasks, tokens ? cpu_task_floats(work) : 0},
+        {&d->partials, longer ? n_threads * cpu_partial_floats(work) : 0},
         {&d->received, longer && work->cache.sums ? n_threads * 2 * padded(work->head_slots) : 0},
         {&d->scoring, longer && work->due_slots ? n_threads * cpu_scoring_floats(work) : 0},
         {&d->scores, longer ? cpu_scores_floats(work) : 0},

@@ -172,41 +172,58 @@ void cpu_select(skv_device *base, const skv_scoring *s, skv_job *jobs, size_t n_
     }
 }
 
-/* One part of the slots from … from + n − 1, each `width` bytes wide and at `at` in its page, goes to `to` and on;
- * neither run leaves its page. */
-static void move(char *const *pages, size_t to, size_t from, size_t n, size_t at, size_t width) {
-    memmove(pages[to / SKV_PAGE] + at + to % SKV_PAGE * width, pages[from / SKV_PAGE] + at + from % SKV_PAGE * width,
-            n * width);
+/* What a slot has in its page, `width` bytes wide from `at` on. */
+typedef struct slot_part {
+    size_t at, width;
+} slot_part;
+
+enum { MOST_PARTS = 6 };
+
+static size_t parts_of(const skv_cache_shape *cache, slot_part *parts) {
+    size_t n = 0;
+    parts[n++] = (slot_part){0, cache->slot_bytes};
+    parts[n++] = (slot_part){cache->values_at, cache->slot_bytes};
+    parts[n++] = (slot_part){cache->positions_at, sizeof(int32_t)};
+    if (cache->sums) parts[n++] = (slot_part){cache->sums_at, sizeof(float)};
+    if (cache->type != SKV_Q8) return n;
+    parts[n++] = (slot_part){cache->scales_at, sizeof(float)};
+    parts[n++] = (slot_part){cache->scales_at + SKV_PAGE * sizeof(float), sizeof(float)};
+    return n;
+}
+
+/* One part of the slots from … from + n − 1 goes to `to` and on; neither run leaves its page. */
+static void move(char *const *pages, size_t to, size_t from, size_t n, slot_part p) {
+    memmove(pages[to / SKV_PAGE] + p.at + to % SKV_PAGE * p.width,
+            pages[from / SKV_PAGE] + p.at + from % SKV_PAGE * p.width, n * p.width);
 }
 
 /* Slots 0 … n − 1 ← keep, ascending: they only move down, so nothing is overwritten before it has moved. Runs of
  * slots that stay together move together, those before the first one that goes not at all. */
-static void close_gaps(const skv_cache_shape *cache, const skv_head *head, const int32_t *keep, size_t n) {
+static void close_gaps(const skv_head *head, const int32_t *keep, size_t n, const slot_part *parts, size_t n_parts) {
     for (size_t i = 0, run; i < n; i += run) {
         const size_t from = (size_t)keep[i], left = SKV_PAGE - from % SKV_PAGE;
         const size_t room = SKV_PAGE - i % SKV_PAGE, most = left < room ? left : room;
         for (run = 1; i + run < n && (size_t)keep[i + run] == from + run && run < most;) run++;
         if (from == i) continue;
-        move(head->pages, i, from, run, 0, cache->slot_bytes);
-        move(head->pages, i, from, run, cache->values_at, cache->slot_bytes);
-        move(head->pages, i, from, run, cache->positions_at, sizeof(int32_t));
-        if (cache->sums) move(head->pages, i, from, run, cache->sums_at, sizeof(float));
+        for (size_t p = 0; p < n_parts; p++) move(head->pages, i, from, run, parts[p]);
     }
 }
 
 /* The same of slots in any order, through scratch [n, width] bytes. */
-static void reorder(const skv_head *head, const int32_t *keep, size_t n, size_t at, size_t width, char *scratch) {
+static void reorder(const skv_head *head, const int32_t *keep, size_t n, slot_part p, char *scratch) {
     char *const *pages = head->pages;
     for (size_t i = 0; i < n; i++) {
         const size_t from = (size_t)keep[i];
-        memcpy(scratch + i * width, pages[from / SKV_PAGE] + at + from % SKV_PAGE * width, width);
+        memcpy(scratch + i * p.width, pages[from / SKV_PAGE] + p.at + from % SKV_PAGE * p.width, p.width);
     }
-    for (size_t i = 0; i < n; i++) memcpy(pages[i / SKV_PAGE] + at + i % SKV_PAGE * width, scratch + i * width, width);
+    for (size_t i = 0; i < n; i++)
+        memcpy(pages[i / SKV_PAGE] + p.at + i % SKV_PAGE * p.width, scratch + i * p.width, p.width);
 }
 
 static void compact_head(const head_work *w, const skv_job *job) {
-    const skv_cache_shape *cache = &w->device->work.cache;
     const int32_t *keep = head_kept(w->device, w->scoring, job);
+    slot_part parts[MOST_PARTS];
+    const size_t n_parts = parts_of(&w->device->work.cache, parts);
     const size_t n = (size_t)job->n_kept;
     if (job->held) { /* keep may be in any order, so the new list is made beside the old one */
         for (size_t i = 0; i < n; i++) w->active[i] = (int32_t)head_slot(job, (size_t)keep[i]);
@@ -216,14 +233,10 @@ static void compact_head(const head_work *w, const skv_job *job) {
     bool ascending = true;
     for (size_t i = 1; i < n; i++) ascending &= keep[i - 1] < keep[i];
     if (ascending) {
-        close_gaps(cache, job->head, keep, n);
+        close_gaps(job->head, keep, n, parts, n_parts);
         return;
     }
-    char *scratch = (char *)w->keys;
-    reorder(job->head, keep, n, 0, cache->slot_bytes, scratch);
-    reorder(job->head, keep, n, cache->values_at, cache->slot_bytes, scratch);
-    reorder(job->head, keep, n, cache->positions_at, sizeof(int32_t), scratch);
-    if (cache->sums) reorder(job->head, keep, n, cache->sums_at, sizeof(float), scratch);
+    for (size_t p = 0; p < n_parts; p++) reorder(job->head, keep, n, parts[p], (char *)w->keys);
 }
 
 void cpu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, size_t n_jobs) {

@@ -89,7 +89,7 @@ void head_gather(const cpu_device *d, const skv_job *job, float *keys, int32_t *
         memcpy(positions + i, page_positions(cache, job->head, page) + at, run * sizeof *positions);
         if (sums) memcpy(sums + i, page_sums(cache, job->head, page) + at, run * sizeof *sums);
         if (!keys) continue;
-        const float *from = page_f32(d, page_keys(job->head, page) + at * cache->slot_bytes, run, keys + i * stride);
+        const float *from = cpu_keys(d, job->head, page, at, run, keys + i * stride);
         if (from != keys + i * stride) memcpy(keys + i * stride, from, run * stride * sizeof *keys);
     }
 }

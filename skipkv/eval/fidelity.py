@@ -60,7 +60,7 @@ def compare(
     runs : sequence of (Method, Steering or None)
     prompts : sequence of int, optional
         Tokens of each text that are its prompt; 1 by default.
-    cache : "bf16" or "f32"
+    cache : "bf16", "f32" or "q8"
     resamples, seed : int
         Of the bootstrap.
     progress : bool

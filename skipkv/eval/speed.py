@@ -145,7 +145,7 @@ def decode(
     times = [bench.step(open_rows, last=i == extra - 2) for i in range(extra - 1)]
     c, ledger = model.config, bench.session.ledger()
     slots = bench.session.state(open_rows[0])["slots"] / (c.n_layers * c.n_kv_heads)
-    size = {"bf16": 2, "f32": 4}
+    size = {"bf16": 2, "f32": 4, "q8": 1 + 4 / c.head_dim}  # of a number
     held = 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots  # numbers of one row's keys and values
     read = linear_weights(c) * size[model.dtype] + rows * held * size[cache]
     macs = rows * (linear_weights(c) + 2 * c.n_layers * c.n_heads * c.head_dim * slots)

@@ -291,7 +291,7 @@ def test_a_session_outlives_the_name_of_its_model(model):
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("cache", ["bf16", "f32"])
+@pytest.mark.parametrize("cache", ["bf16", "f32", "q8"])
 def test_replay_repeats_decoding_bit_for_bit(model, name, cache):
     method = make(name)
     steering = Steering(np.random.default_rng(0).standard_normal(256) * 0.03, 1, scope="generation")

@@ -100,7 +100,7 @@ def test_without_a_vocabulary_no_sentence_ever_ends(backend):
     assert not alphas and {state[key] for key in ("sentences", "thoughts", "thinking_tokens", "steered")} == {0}
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8"])
 def test_skipkv_without_flags_is_rkv(cache, backend):
     tokens, found = harness.sentences_text(170, 7), []
     for name, tau in (("skipkv", 1.01), ("rkv", 0.9), ("skipkv", 0.9)):

@@ -127,7 +127,8 @@ def worst_case(name, cache, n_prompt, new, budget=48, interval=32):
     return -(-slots // 64) * HEADS * page_bytes(name, cache)
 
 
-@pytest.mark.parametrize("name, cache", [("full", "bf16"), ("skipkv", "f32"), ("h2o", "bf16"), ("streaming", "f32")])
+@pytest.mark.parametrize("name, cache", [("full", "bf16"), ("skipkv", "f32"), ("h2o", "bf16"), ("streaming", "f32"),
+                                         ("rkv", "q8")])  # fmt: skip
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_memory_limit_holds_and_changes_no_text(model, name, n, cache):
     method = make(name)
@@ -211,7 +212,7 @@ def test_more_rows_than_sequences_cost_nothing(model):
 
 
 @pytest.mark.parametrize("name", [*ALL, *SHARING])
-@pytest.mark.parametrize("cache", ["bf16", "f32"])
+@pytest.mark.parametrize("cache", ["bf16", "f32", "q8"])
 def test_the_counts_follow_from_the_trace(model, name, cache):
     prompts = [PROBLEMS[0], PROBLEMS[3] * 2]
     options = {"trace": True, "cache": cache, "max_new_tokens": 90, "stop_ids": (), "full_length": 200}

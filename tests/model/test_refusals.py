@@ -42,7 +42,7 @@ OPTIONS = [  # of generate and stream
     ("rows", (-1, 2**31), COUNT),
     ("brake", (-1,), "integers from 0 to 2147483647"),
     ("memory_limit", (0, "1GB"), "integers from 1 to 4611686018427387904"),
-    ("cache", ("f16",), "'bf16', 'f32'"),
+    ("cache", ("f16",), "'bf16', 'f32', 'q8'"),
     ("padding", ("left",), "'none', 'reserve'"),
     ("grouping", (1,), "False, True"),
     ("trace", ("all", 2), "False, True, 'scores'"),
@@ -63,7 +63,7 @@ OPTIONS = [  # of generate and stream
 REPLAY = [
     ("n_prompt", (0, 44), "integers from 1 to 43"),
     ("trace", ("all",), "False, True, 'scores'"),
-    ("cache", ("f16",), "'bf16', 'f32'"),
+    ("cache", ("f16",), "'bf16', 'f32', 'q8'"),
     ("sequence", (5,), "two integers from 0"),
     ("steering", ("x",), "a Steering or None"),
 ]
@@ -331,7 +331,7 @@ REFUSED = [
     (lambda m: m.replay([5] * 4097), "text has 4097 tokens; allowed: 1 to the context of 4096"),
     (lambda m: m.logits([2**70]), "text holds token 1180591620717411303424; allowed: 0 to 230"),
     (lambda m: m.logits([5, -1]), "text holds token -1; allowed: 0 to 230"),
-    (lambda m: m.logits("abc", cache="f16"), "cache is 'f16'; allowed: 'bf16', 'f32'"),
+    (lambda m: m.logits("abc", cache="f16"), "cache is 'f16'; allowed: 'bf16', 'f32', 'q8'"),
     (lambda m: m.hidden("abc", [5]), "layers is 5; allowed: integers from 0 to 4"),
     (lambda m: m.hidden("abc", 9), "layers is 9; allowed: integers from 0 to 4"),
     # loading

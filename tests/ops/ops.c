@@ -290,8 +290,15 @@ API size_t ops_slots(ops_world *w, int32_t row, size_t head, float *keys, float 
         const size_t at = i % SKV_PAGE;
         w->device->backend->read(w->device, page, from->pages[i / SKV_PAGE], c->page_bytes);
         w->device->backend->sync(w->device, &error);
-        skv_dtypes[c->type].widen(page + at * c->slot_bytes, dim, keys + i * dim);
-        skv_dtypes[c->type].widen(page + c->values_at + at * c->slot_bytes, dim, values + i * dim);
+        for (size_t part = 0; part < 2; part++) {
+            const char *slot = page + part * c->values_at + at * c->slot_bytes;
+            const float *scales = (const float *)(const void *)(page + c->scales_at) + part * SKV_PAGE;
+            float *to = (part ? values : keys) + i * dim;
+            if (c->type == SKV_Q8)
+                skv_dequantise((const int8_t *)slot, scales[at], dim, to);
+            else
+                skv_dtypes[c->type].widen(slot, dim, to);
+        }
         memcpy(positions + i, page + c->positions_at + at * sizeof *positions, sizeof *positions);
         if (c->sums) memcpy(sums + i, page + c->sums_at + at * sizeof *sums, sizeof *sums);
     }

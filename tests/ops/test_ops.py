@@ -142,7 +142,7 @@ def attention(q, k, v, before):
     return p, np.einsum("thl,lhd->thd", p, np.repeat(v, group, axis=1).astype(np.float64))
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("cache", [*spec.STORES])
 @pytest.mark.parametrize(
     "head_dim, n_kv, group",
     [(64, 1, 1), (80, 2, 2), (96, 1, 4), (128, 1, 5), (16, 1, 7), (2, 3, 8), (512, 1, 1), (256, 1, 2)],
@@ -150,7 +150,7 @@ def attention(q, k, v, before):
 def test_attention_append_and_sums(world, cache, head_dim, n_kv, group):
     """Prefill, a chunk over a page's edge, and single steps; rows of one slot, of a page, of one more."""
     shape = {"n_layers": 2, "n_kv": n_kv, "group": group, "head_dim": head_dim, "rows": 3, "slots": 200, "window": 5}
-    stored = spec.round_bf16 if cache == "bf16" else np.asarray
+    stored = spec.STORES[cache]
     with_sums, alone = (world(cache=cache, needs=needs, **shape) for needs in (("sums",), ()))
     past = [[np.zeros((0, n_kv, head_dim), np.float32)] * 2 for _ in range(3)]
     sums = [np.zeros((n_kv, 0))] * 3
@@ -196,7 +196,7 @@ def test_attention_is_the_same_whatever_the_batch_and_the_cuts_of_a_prompt(world
 def test_attention_of_every_shape_at_a_pages_edge(world, head_dim, group):
     """Three rows of 62, 63 and 64 slots, and two steps of each."""
     cache = ("f32", "bf16")[group % 2]
-    stored = spec.round_bf16 if cache == "bf16" else np.asarray
+    stored = spec.STORES[cache]
     w = world(n_kv=1, group=group, head_dim=head_dim, rows=3, slots=70, cache=cache)
     past = [[np.zeros((0, 1, head_dim), np.float32)] * 2] * 3
     for step, counts in enumerate(([62, 63, 64], [1, 1, 1], [1, 1, 1])):
@@ -207,18 +207,48 @@ def test_attention_of_every_shape_at_a_pages_edge(world, head_dim, group):
             close(out[part], attention(q[part], *past[row], before)[1])
 
 
-def test_a_long_rows_pages_are_spread_over_threads_bit_for_bit(library, backend):
+@pytest.mark.parametrize("cache", [*spec.STORES])
+@pytest.mark.parametrize("lengths", [[801], [801, 5, 640, 577], [1, 130]])
+def test_pages_are_spread_over_threads_bit_for_bit(library, backend, lengths, cache):
+    """Rows of any lengths that decode, beside one that is fed a prompt; each as if it were alone."""
     from ops.library import World
 
-    outs = []
-    for threads in (1, 2, 3):
-        with World(library, backend, slots=900, tokens=900, group=3, threads=threads) as w:
-            (_, k, v, _), (q, key, value, out) = filled(w, [801], 1), filled(w, [1], 2)
-            close(out, attention(q, np.concatenate([k, key]), np.concatenate([v, value]), 801)[1])
+    shape = {"slots": 900, "tokens": sum(lengths) + 9, "n_kv": 3, "group": 3, "cache": cache}
+    before, steps, outs = sum(lengths), [1] * (len(lengths) - 1) + [1 if len(lengths) == 1 else 9], []
+    r, stored = rng(lengths), spec.STORES[cache]
+    past, now = ([r.normal(size=(n, heads, 16)).astype(np.float32) for heads in (9, 3, 3)]
+                 for n in (before, sum(steps)))  # fmt: skip
+    for threads in (1, 2, 3, 7):
+        with World(library, backend, rows=len(lengths), threads=threads, **shape) as w:
+            for counts, arrays in ((lengths, past), (steps, now)):
+                w.begin(counts)
+                out = w.attend(0, *arrays)
             outs.append(out)
         if not w.exact:
             break  # threads are the CPU's
     assert all((out == outs[0]).all() for out in outs)
+    for row, n in enumerate(lengths):
+        old = slice(sum(lengths[:row]), sum(lengths[:row]) + n)
+        new = slice(sum(steps[:row]), sum(steps[: row + 1]))
+        keys, values = (stored(np.concatenate([past[i][old], now[i][new]])) for i in (1, 2))
+        close(outs[0][new], attention(now[0][new], keys, values, n)[1])
+        with World(library, backend, threads=1, **shape) as w:
+            for part, arrays in ((old, past), (new, now)):
+                w.begin([part.stop - part.start])
+                alone = w.attend(0, *(a[part] for a in arrays))
+        same(w, outs[0][new], alone)
+
+
+def test_a_q8_vector_is_127ths_of_its_largest_number(world):
+    """Nothing but zeros, numbers too small to divide by, the largest there are, ties, and what is not finite."""
+    w = world(n_kv=1, head_dim=4, slots=9, cache="q8")
+    k = np.float32([[0, 0, 0, 0], [1e-40, 0, 0, -1e-41], [3.4e38, -3.4e38, 1e38, 1], [127, 0.5, 1.5, -2.5],
+                    [1, -1, 0, 0], [1, np.nan, 2, 3], [np.inf, 1, 0, 0]])[:, None]  # fmt: skip
+    w.begin([len(k)])
+    w.attend(0, np.zeros((len(k), 2, 4)), k, -k)
+    keys, values, *_ = w.cache(0, 0, 0)
+    assert (keys[:5] == spec.round_q8(k[:5, 0])).all() and (values[:5] == spec.round_q8(-k[:5, 0])).all()
+    assert keys[3].tolist() == [127, 0, 2, -2] and not keys[:2].any() and np.isnan(keys[5:]).all()
 
 
 def test_steering_touches_its_tokens_of_its_layer(world):
@@ -280,13 +310,13 @@ def layer_inputs(w, row, lengths, q, k):
 
 
 @pytest.mark.parametrize("head_dim, group", [(16, 1), (64, 3), (80, 5), (128, 7), (6, 8), (96, 4), (256, 2), (512, 1)])
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
+@pytest.mark.parametrize("cache", [*spec.STORES])
 def test_terms_and_their_sum(world, cache, head_dim, group):
     terms = ("position", "sums", "importance", "redundancy", "penalty", "noise", "key_norm", "key_likeness")
     w = world(head_dim=head_dim, group=group, rows=3, slots=160, cache=cache, window=9, needs=(*terms, "queries"))
     weights = {name: 0.5 - 0.25 * i for i, name in enumerate(terms)}
     lengths, (q, k, v, _), found = scored(w, weights, budgets=20, newest=4, kernel=3, penalties=PENALTIES, seed=11)
-    stored = spec.round_bf16 if cache == "bf16" else np.asarray
+    stored = spec.STORES[cache]
     for row, n in enumerate(lengths):
         keys, queries = layer_inputs(w, row, lengths, q, stored(k))
         for h in range(w.n_kv):
@@ -337,10 +367,11 @@ def test_a_weight_of_nothing_scores_nothing(world):
 @pytest.mark.parametrize("allocate", ["head", "layer"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("first", [0, 6])
-def test_select_and_compact(world, backend, allocate, ties, first):
+@pytest.mark.parametrize("cache", ["bf16", "q8"])
+def test_select_and_compact(world, backend, allocate, ties, first, cache):
     """Any scores, ties among them: what stays is the specification's, and moves as it is, sums and all."""
     needs = ("sums", *(["by_layer"] if allocate == "layer" else []))
-    w = world(n_layers=2, n_kv=3, rows=3, slots=160, needs=needs, cache="bf16")
+    w = world(n_layers=2, n_kv=3, rows=3, slots=160, needs=needs, cache=cache)
     budgets, newest = np.array([[20, 30, 12], [70, 70, 70]]), np.array([[3, 4, 0], [5, 0, 7]])
     if allocate == "head":
         budgets[1] = (140, 70, 14)  # above what some rows hold
@@ -373,15 +404,18 @@ def test_select_and_compact(world, backend, allocate, ties, first):
     assert (found[6].astype(bool) == alive).all()
 
 
-def test_order_of_score_and_a_second_compaction(world):
+@pytest.mark.parametrize("cache", ["f32", "q8"])
+def test_order_of_score_and_a_second_compaction(world, cache):
     """compat score-order: candidates from the best down, the newest behind them; penalties still find their slots."""
-    w = world(needs=("penalty",), slots=80)
-    filled(w, [67], 3)
+    w = world(needs=("penalty",), slots=80, cache=cache)
+    _, k, v, _ = filled(w, [67], 3)
     put = rng(4).permutation(160).reshape(1, 1, 2, 80) / 7.0
     found = w.evict({"penalty": 1}, 20, 4, put=put, compat=4)
     orders = [np.concatenate([np.argsort(-put[0, 0, h, :63])[:16], np.arange(63, 67)]) for h in range(2)]
     for h, order in enumerate(orders):
         assert (w.cache(0, 0, h)[2] == order).all() and (found[4][0, 0, h, :20] == order).all()
+        for found_there, all_of in zip(w.cache(0, 0, h), (k, v), strict=False):
+            assert (found_there == spec.STORES[cache](all_of[order, h])).all()
     again = w.evict({"penalty": 1}, 20, 4, penalties=PENALTIES, compat=4)
     for h, order in enumerate(orders):
         close(again[0][0, 0, h, 4, :20], spec.penalty(order, PENALTIES))

@@ -23,7 +23,15 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-STORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"f32": lambda x: x, "bf16": round_bf16}
+def round_q8(x: np.ndarray) -> np.ndarray:
+    """Each vector [..., head_dim] as 127ths of its largest number, to nearest even, in float32 as an engine does it."""
+    x = np.asarray(x, np.float32)
+    scale = np.abs(x).max(axis=-1, keepdims=True, initial=0) / np.float32(127)
+    small = scale < np.finfo(np.float32).tiny
+    return np.where(small, 0, scale * np.rint(x / np.where(small, 1, scale))).astype(np.float64)
+
+
+STORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"f32": lambda x: x, "bf16": round_bf16, "q8": round_q8}
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

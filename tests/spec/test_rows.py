@@ -23,7 +23,7 @@ def run(tokens, n_prompt, method=None, steering=None, **row):
 
 
 @pytest.mark.parametrize("name", EVICTING)
-@pytest.mark.parametrize("store", ["f32", "bf16"])
+@pytest.mark.parametrize("store", [*spec.STORES])
 def test_compaction_equals_masking(name, store):
     tokens = sentences_text(100, 1)
     method = method_of(name, budget=24, interval=16, sinks=3, tau=0.9)

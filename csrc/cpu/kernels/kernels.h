@@ -14,7 +14,17 @@ typedef struct skv_partial {
     float sum; /* Σ e^(logit − max) */
 } skv_partial;
 
-enum { SKV_COLUMNS = 16 }; /* keys of a panel of products */
+/* The first n slots of a page: keys and values [SKV_PAGE, stride] in the cache's type, with a scale for each if it has
+ * some. */
+typedef struct skv_page {
+    const char *keys, *values;
+    const char *next_keys, *next_values;    /* of the page that will be met next: fetched from memory meanwhile */
+    const float *key_scales, *value_scales; /* [SKV_PAGE] */
+    size_t n;
+} skv_page;
+
+enum { SKV_COLUMNS = 16 };   /* keys of a panel of products */
+enum { SKV_QUERY_TILE = 6 }; /* that a page is met by at a time */
 
 /* How a variant lays out and multiplies weights of one type. A matrix is panels of `panel` outputs, each [n_in] groups
  * of their weights for one input; a last panel is filled up with zeros. A row without functions is no type of weights.
@@ -51,11 +61,10 @@ typedef struct skv_kernels {
     /* out[i] = bf16[i] widened; n a multiple of 16 */
     void (*widen)(const uint16_t *bf16, size_t n, float *out);
 
-    /* One query against the first n ≤ SKV_PAGE slots of a page: q [stride], keys and values [SKV_PAGE, stride], acc
-     * [stride], logits [SKV_PAGE] scratch. stride is a multiple of 16, zero beyond head_dim. Keys are read beyond n up
-     * to a whole vector, whatever they are. */
-    skv_partial (*attend)(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale,
-                          float *logits, float *acc);
+    /* n_q ≤ SKV_QUERY_TILE queries against the slots of a page, by its type: q, acc [n_q, stride], parts [n_q]. stride
+     * is a multiple of 16, zero beyond head_dim. Keys are read beyond n up to a whole vector, whatever they are. */
+    void (*attend[SKV_N_DTYPES])(const skv_page *page, size_t stride, const float *q, size_t n_q, float scale,
+                                 skv_partial *parts, float *acc);
 
     /* (total, total_acc) ← both together; acc [stride] */
     void (*merge)(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride);

@@ -206,56 +206,6 @@ static void widen(const uint16_t *bf16, size_t n, float *out) {
     for (size_t i = 0; i < n; i += VW) v_store(out + i, v_widen(bf16 + i));
 }
 
-/* logits[j] = q · keys[j] · scale for N keys: each is summed lane by lane, then over the lanes, alone or among
- * others. */
-INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float scale, float *logits) {
-    vf acc[16];
-    UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
-    for (size_t i = 0; i < stride; i += VW) {
-        const vf part = v_load(q + i);
-        UNROLL for (int j = 0; j < N; j++) acc[j] = v_fma(part, v_load(keys + (size_t)j * stride + i), acc[j]);
-    }
-    if (N == VW) {
-        v_store(logits, v_mul(v_sums(acc), v_set(scale)));
-    } else {
-        UNROLL for (int j = 0; j < N; j++) logits[j] = v_sum(acc[j]) * scale;
-    }
-}
-
-/* acc[i …] = Σ_j p[j] values[j, i …] over N vectors at a time, or one at the end of a stride that is no multiple
- * of them */
-INLINE void weigh(const int N, const float *p, const float *values, size_t n, size_t stride, float *acc) {
-    vf sum[8];
-    UNROLL for (int c = 0; c < N; c++) sum[c] = v_set(0);
-    for (size_t j = 0; j < n; j++) {
-        const vf weight = v_set(p[j]);
-        UNROLL for (int c = 0; c < N; c++) sum[c] = v_fma(weight, v_load(values + j * stride + (size_t)c * VW), sum[c]);
-    }
-    UNROLL for (int c = 0; c < N; c++) v_store(acc + (size_t)c * VW, sum[c]);
-}
-
-static skv_partial attend(const float *q, const float *keys, const float *values, size_t n, size_t stride, float scale,
-                          float *logits, float *acc) {
-    enum { WIDE = VW == 8 ? 8 : 4 }; /* vectors whose sums fit the registers and fill the pipes */
-    vf most = v_set(-INFINITY), sum = v_set(0);
-    for (size_t j = 0; j < n; j += VW) {
-        dots(VW, q, keys + j * stride, stride, scale, logits + j);
-        for (size_t beyond = n; beyond < j + VW; beyond++)
-            logits[beyond] = logits[0]; /* what lies there counts for nothing */
-        most = v_max(most, v_load(logits + j));
-    }
-    const skv_partial part = {.max = v_most(most)};
-    for (size_t j = 0; j < n; j += VW) {
-        v_store(logits + j, v_exp(v_sub(v_load(logits + j), v_set(part.max))));
-        for (size_t beyond = n; beyond < j + VW; beyond++) logits[beyond] = 0;
-        sum = v_add(sum, v_load(logits + j));
-    }
-    size_t i = 0;
-    for (; i + WIDE * VW <= stride; i += WIDE * VW) weigh(WIDE, logits, values + i, n, stride, acc + i);
-    for (; i < stride; i += VW) weigh(1, logits, values + i, n, stride, acc + i);
-    return (skv_partial){.max = part.max, .sum = v_sum(sum)};
-}
-
 static void merge(skv_partial *total, float *total_acc, skv_partial part, const float *acc, size_t stride) {
     if (total->sum == 0) { /* nothing yet */
         *total = part;
@@ -294,6 +244,7 @@ static double peak(size_t n, float *sink) {
     return 12.0 * VW * (double)n;
 }
 
+#include "attend.inc.h"
 #include "score.inc.h"
 
 #define STRING(x) #x
@@ -307,7 +258,7 @@ const skv_kernels KERNELS = {
     .silu_mul = silu_mul,
     .rope = rope,
     .widen = widen,
-    .attend = attend,
+    .attend = {[SKV_F32] = attend_f32, [SKV_BF16] = attend_bf16, [SKV_Q8] = attend_q8},
     .merge = merge,
     .columns = columns,
     .products = products,

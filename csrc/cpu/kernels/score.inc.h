@@ -36,10 +36,25 @@ static void columns(const float *rows, size_t stride, size_t n, float *panel) {
         }
 }
 
+/* out[j] = q · keys[j] for N keys: each is summed lane by lane, then over the lanes, alone or among others. */
+INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float *out) {
+    vf acc[16];
+    UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
+    for (size_t i = 0; i < stride; i += VW) {
+        const vf part = v_load(q + i);
+        UNROLL for (int j = 0; j < N; j++) acc[j] = v_fma(part, v_load(keys + (size_t)j * stride + i), acc[j]);
+    }
+    if (N == VW) {
+        v_store(out, v_sums(acc));
+    } else {
+        UNROLL for (int j = 0; j < N; j++) out[j] = v_sum(acc[j]);
+    }
+}
+
 static void inner(const float *q, const float *keys, size_t n, size_t stride, float *out) {
     size_t j = 0;
-    for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, 1, out + j);
-    for (; j < n; j++) dots(1, q, keys + j * stride, stride, 1, out + j);
+    for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, out + j);
+    for (; j < n; j++) dots(1, q, keys + j * stride, stride, out + j);
 }
 
 static void add_softmax(float *z, size_t n, float *sum) {

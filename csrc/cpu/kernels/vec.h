@@ -43,6 +43,9 @@ INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
         *first = _mm512_shuffle_ps(a, b, 0x88), *second = _mm512_shuffle_ps(a, b, 0xdd);
 }
 INLINE float v_first(vf a) { return _mm512_cvtss_f32(a); }
+INLINE vf v_integers(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 
 #elif defined(SKV_AVX2)
 #include <immintrin.h>
@@ -70,6 +73,9 @@ INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
         *first = _mm256_shuffle_ps(a, b, 0x88), *second = _mm256_shuffle_ps(a, b, 0xdd);
 }
 INLINE float v_first(vf a) { return _mm256_cvtss_f32(a); }
+INLINE vf v_integers(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 
 #else
 /* The vectors of gcc and clang: 128 bits is what every 64-bit processor has. */
@@ -108,6 +114,7 @@ INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
         *first = (vf){a[0], a[2], b[0], b[2]}, *second = (vf){a[1], a[3], b[1], b[3]};
 }
 INLINE float v_first(vf a) { return a[0]; }
+INLINE vf v_integers(const int8_t *p) { return __builtin_convertvector(((vi){p[0], p[1], p[2], p[3]}), vf); }
 #endif
 
 #ifdef V /* what both instruction sets name alike */
