@@ -78,7 +78,7 @@ def test_a_fault_is_found(name):
 @pytest.mark.parametrize("tests", sorted({tests for *_, tests in FAULTS.values()}))
 def test_the_same_tests_pass_without_a_fault(there, tests):
     status, report = matrix(there, tests)
-    assert status == 0 and " passed" in report and "skipped" not in report, report
+    assert status == 0 and re.search("[1-9][0-9]* passed", report), report
 
 
 # ---------------------------------------------------------------------------------------------------------------------
