@@ -24,6 +24,7 @@ VARIANTS = {
     "kernels_avx2.c": ["-mavx2", "-mfma"],
     "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
 }
+VARIANTS["kernels_avx512vnni.c"] = [*VARIANTS["kernels_avx512.c"], "-mavx512vnni"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZE = os.environ.get("SKIPKV_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]

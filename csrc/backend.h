@@ -39,6 +39,7 @@ typedef struct skv_workload {
     const skv_config *config;
     const float *inv_freq; /* host [head_dim / 2] */
     skv_cache_shape cache;
+    skv_dtype weights;       /* of the matrices */
     size_t n_rows, n_tokens; /* of a forward */
     size_t head_slots;       /* that a head holds */
     size_t n_due;            /* rows of a compaction; 0: none compacts */
@@ -167,6 +168,7 @@ typedef struct skv_device {
 
 typedef struct skv_backend {
     const char *name;
+    unsigned weight_types;            /* bits of the skv_dtypes that matrices may have */
     const char *(*variant)(size_t i); /* names, best first; NULL beyond the last */
 
     /* about [size]: what the variant is, or why it does not run here */
@@ -189,8 +191,8 @@ typedef struct skv_backend {
     /* Workspace for the work; never less than before. */
     skv_status (*reserve)(skv_device *device, const skv_workload *work, skv_error *error);
 
-    /* w ← source [n_out, n_in] (host) of any dtype, rounded to w->type (to nearest even) and laid out for `linear`.
-     * w->data is set, NULL if memory is out. */
+    /* w ← source [n_out, n_in] (host) of any dtype that tensors are stored in, rounded to w->type (to nearest even) and
+     * laid out for `linear`. w->data is set, NULL if memory is out. */
     void (*pack)(skv_device *device, skv_matrix *w, const void *source, skv_dtype type);
 
     /* Once a forward, before the ops on its tokens; the batch stays as it is until `sync`. */

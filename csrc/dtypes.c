@@ -48,7 +48,7 @@ const skv_dtype_info skv_dtypes[SKV_N_DTYPES] = {
     [SKV_F32] = {"f32", 4, true, true, copy_f32, store_f32},
     [SKV_BF16] = {"bf16", 2, true, true, widen_bf16, narrow_bf16},
     [SKV_F16] = {"f16", 2, false, false, widen_f16, NULL},
-    [SKV_Q8] = {"q8", 1, false, true, NULL, NULL},
+    [SKV_Q8] = {"q8", 1, true, true, NULL, NULL},
 };
 
 float skv_quantise(const float *x, size_t n, int8_t *q) {

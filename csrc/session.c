@@ -66,6 +66,7 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
     s->work = (skv_workload){.config = c,
                              .inv_freq = model->inv_freq,
                              .cache = skv_cache_shape_of(c->head_dim, o->cache_type, needs & 1u << SKV_SUMS),
+                             .weights = model->type,
                              .n_rows = o->n_rows,
                              .n_tokens = o->max_tokens,
                              .window = o->method.window,

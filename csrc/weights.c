@@ -64,11 +64,25 @@ static void list_slots(skv_model *m) {
     if (!c->tied) slot(m, c->vocab, c->hidden, &m->head, NULL, "lm_head.weight");
 }
 
+static void refuse_type(const skv_device *device, skv_dtype type, skv_error *error) {
+    char allowed[64] = "";
+    for (int i = 0; i < SKV_N_DTYPES; i++)
+        if (device->backend->weight_types >> i & 1)
+            snprintf(allowed + strlen(allowed), sizeof allowed - strlen(allowed), "%s%s", *allowed ? ", " : "",
+                     skv_dtypes[i].name);
+    skv_fail(error, SKV_CONFIG, "dtype is \"%s\"; allowed on %s: %s", skv_dtypes[type].name, device->variant, allowed);
+}
+
 skv_model *skv_model_new(const skv_config *config, const skv_backend *backend, const char *variant, skv_dtype type,
                          skv_error *error) {
     if (skv_config_check(config, error)) return NULL;
     skv_device *device = skv_device_open(backend, variant, 1, error);
     if (!device) return NULL;
+    if (!(device->backend->weight_types >> type & 1)) {
+        refuse_type(device, type, error);
+        device->backend->close(device);
+        return NULL;
+    }
     skv_heap heap = {0};
     skv_model *m = skv_alloc(&heap, 1, sizeof *m);
     if (!m) {

@@ -554,6 +554,7 @@ void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double 
 static skv_backend table() {
     skv_backend b = {};
     b.name = "cuda";
+    b.weight_types = 1u << SKV_F32 | 1u << SKV_BF16;
     b.variant = cu_variant;
     b.runs_here = cu_runs_here;
     b.open = cu_open;

@@ -37,9 +37,11 @@ def load(
         A directory as transformers saves it, a Hugging Face hub id, or ``"tiny"``, the model that comes with skipkv.
     device : str
         ``"cpu"``, ``"cuda"`` (the first CUDA device) or ``"cuda:N"``; ``skipkv devices`` lists them. The variant of
-        the CPU's kernels is the best that it runs; ``SKIPKV_CPU=generic|avx2|avx512`` in the environment forces one.
+        the CPU's kernels is the best that it runs; ``SKIPKV_CPU=generic|avx2|avx512|avx512vnni`` in the environment
+        forces one.
     dtype : str
-        Of the weights: ``"auto"`` (bf16 if the matrices are stored so, else f32), ``"f32"``, ``"bf16"``.
+        Of the weights: ``"auto"`` (bf16 if the matrices are stored so, else f32), ``"f32"``, ``"bf16"``, ``"q8"``
+        (8 bits each and a scale for 32; not on CUDA).
     threads : int, optional
         All processors of this process by default.
     progress : bool

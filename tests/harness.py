@@ -87,7 +87,7 @@ def core(config, dtype, backend):
 
 
 @functools.cache
-def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, **changes):
+def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, dtype="f32", **changes):
     """(model, decoder) with the same random float32 weights; biases and norms too.
 
     damp: of what the blocks add to the residual stream. Near 0 a token's final state is its embedding's, so that equal
@@ -95,14 +95,14 @@ def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, **cha
     """
     c = config(family, n_kv, group, **changes)
     rng = np.random.default_rng(seed)
-    model, weights = core(c, "f32", variant), {}
+    model, weights = core(c, dtype, variant), {}
     SHAPES[model] = c["n_layers"], c["n_kv_heads"]
     for name, shape, _ in _skipkv.tensors(c):
         weights[name] = rng.normal(1.0 * ("norm" in name), 0.2, shape).astype(np.float32)
         if "o_proj" in name or "down_proj" in name:
             weights[name] *= np.float32(damp)
         model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
-    return model, spec.Decoder(c, weights)
+    return model, (spec.DecoderQ8 if dtype == "q8" else spec.Decoder)(c, weights)
 
 
 @functools.cache

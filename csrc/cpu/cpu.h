@@ -11,12 +11,13 @@ typedef struct cpu_device {
     skv_workload work;
     const skv_batch *batch;
     float *cosine, *sine; /* [n_tokens, head_dim / 2] of the batch's positions */
-    float *attending;     /* [n_threads, cpu_attention_floats] */
-    float *partials;      /* [n_threads, pages of head_slots, group, stride + 2]: attention page by page */
-    float *tasks;         /* [n_tokens, n_kv_heads] attention_task */
-    float *received;      /* [n_threads, 2, padded head_slots]: with sums */
-    float *scoring;       /* [n_threads, cpu_scoring_floats] */
-    float *scores;        /* [scores_capacity] the jobs' scores, kept terms and kept slots */
+    float *inputs;    /* [n_tokens, the widest input of a matrix] as its type wants them, where that is not floats */
+    float *attending; /* [n_threads, cpu_attention_floats] */
+    float *partials;  /* [n_threads, pages of head_slots, group, stride + 2]: attention page by page */
+    float *tasks;     /* [n_tokens, n_kv_heads] attention_task */
+    float *received;  /* [n_threads, 2, padded head_slots]: with sums */
+    float *scoring;   /* [n_threads, cpu_scoring_floats] */
+    float *scores;    /* [scores_capacity] the jobs' scores, kept terms and kept slots */
 } cpu_device;
 
 static inline cpu_device *cpu_of(skv_device *device) { return (cpu_device *)device; }
@@ -53,12 +54,14 @@ static inline float *page_scales(const skv_cache_shape *cache, const skv_head *h
 /* n keys of a page from slot `at` on as float32, in the page itself or in scratch [n, stride]. */
 const float *cpu_keys(const cpu_device *d, const skv_head *head, size_t page, size_t at, size_t n, float *scratch);
 
-/* Floats of workspace: of a thread for attention, for scoring one head, and of all jobs of a compaction. */
+/* Floats of workspace: of a thread for attention, for scoring one head, of all jobs of a compaction, and of the inputs
+ * of a matrix for n tokens. */
 size_t cpu_attention_floats(const skv_workload *work);
 size_t cpu_task_floats(const skv_workload *work);
 size_t cpu_partial_floats(const skv_workload *work);
 size_t cpu_scoring_floats(const skv_workload *work);
 size_t cpu_scores_floats(const skv_workload *work);
+size_t cpu_input_floats(const cpu_device *d, const skv_workload *work, size_t n_tokens);
 
 /* Ops of backend.h, by file. */
 void cpu_pack(skv_device *device, skv_matrix *w, const void *source, skv_dtype type);

@@ -8,7 +8,7 @@
 
 static const skv_kernels *const variants[] = {
 #if defined(__x86_64__)
-    &skv_kernels_avx512, &skv_kernels_avx2,
+    &skv_kernels_avx512vnni, &skv_kernels_avx512, &skv_kernels_avx2,
 #endif
     &skv_kernels_generic, NULL};
 
@@ -19,10 +19,11 @@ static bool cpu_runs_here(const char *variant, char *about, size_t size) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (!strcmp(variant, "avx2")) runs = avx2;
-    if (!strcmp(variant, "avx512"))
-        runs = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!strcmp(variant, "avx512")) runs = avx512;
+    if (!strcmp(variant, "avx512vnni")) runs = avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
     snprintf(about, size, "%s", runs ? "" : "this processor lacks the instructions");
     return runs;
@@ -46,8 +47,8 @@ static skv_device *cpu_open(const char *variant, int n_threads, skv_error *error
 
 static void cpu_close(skv_device *base) {
     cpu_device *d = cpu_of(base);
-    float *const blocks[] = {d->cosine, d->sine,     d->attending, d->partials,
-                             d->tasks,  d->received, d->scoring,   d->scores};
+    float *const blocks[] = {d->cosine,   d->sine,    d->attending, d->partials, d->tasks,
+                             d->received, d->scoring, d->scores,    d->inputs};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&base->heap, blocks[i]);
     skv_heap heap = base->heap;
     skv_free(&heap, d);
@@ -79,6 +80,7 @@ static skv_status cpu_reserve(skv_device *base, const skv_workload *work, skv_er
     } const parts[] = {
         {&d->cosine, tokens * half},
         {&d->sine, tokens * half},
+        {&d->inputs, cpu_input_floats(d, work, tokens)},
         {&d->attending, tokens ? n_threads * cpu_attention_floats(work) : 0},
         {&d->tasks, tokens ? cpu_task_floats(work) : 0},
         {&d->partials, longer ? n_threads * cpu_partial_floats(work) : 0},
@@ -170,4 +172,5 @@ const skv_backend skv_cpu = {
     .select = cpu_select,
     .compact = cpu_compact,
     .limits = cpu_limits,
+    .weight_types = 1u << SKV_F32 | 1u << SKV_BF16 | 1u << SKV_Q8,
 };

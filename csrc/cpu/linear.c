@@ -31,9 +31,30 @@ void cpu_embed(skv_device *base, const skv_matrix *table, float *x) {
     for (size_t t = 0; t < batch->n_tokens; t++) type->row(table, (size_t)batch->tokens[t].id, x + t * n_in);
 }
 
+size_t cpu_input_floats(const cpu_device *d, const skv_workload *work, size_t n_tokens) {
+    const skv_weight_type *t = d->kernels->weights + work->weights;
+    const size_t hidden = (size_t)work->config->hidden, ffn = (size_t)work->config->ffn,
+                 heads = (size_t)work->config->n_heads * (size_t)work->config->head_dim;
+    const size_t widest = hidden > ffn ? hidden : ffn;
+    return t->quantise ? n_tokens * t->input_bytes(widest > heads ? widest : heads) / sizeof(float) : 0;
+}
+
+/* x as the weights want it, made once for all outputs. */
+static const void *inputs_for(skv_device *base, const skv_matrix *w, const float *x, size_t n) {
+    const skv_weight_type *t = type_of(base, w);
+    const size_t n_in = (size_t)w->n_in;
+    if (!t->quantise) return x;
+    char *inputs = (char *)cpu_of(base)->inputs;
+    const size_t bytes = t->input_bytes(n_in);
+    PARALLEL(n * n_in > SMALL)
+    for (size_t i = 0; i < n; i++) t->quantise(x + i * n_in, n_in, inputs + i * bytes);
+    return inputs;
+}
+
 /* The panels of all matrices, one after another, are split evenly: every thread takes a contiguous run. */
 void cpu_linear(skv_device *base, const skv_linear *jobs, size_t n_jobs, const float *x, size_t n) {
     const size_t panel = cpu_of(base)->kernels->panel, n_threads = (size_t)base->n_threads;
+    const void *inputs = inputs_for(base, jobs[0].w, x, n);
     size_t total = 0;
     for (size_t i = 0; i < n_jobs; i++) total += n_panels(base, jobs[i].w);
     PARALLEL(total * panel * (size_t)jobs[0].w->n_in * n > 4 * SMALL)
@@ -44,7 +65,7 @@ void cpu_linear(skv_device *base, const skv_linear *jobs, size_t n_jobs, const f
             const size_t first = begin > before ? begin - before : 0,
                          end = stop < before + panels ? stop - before : panels;
             if (stop > before && first < end)
-                type_of(base, jobs[i].w)->linear(jobs[i].w, first, end, x, n, jobs[i].bias, jobs[i].y);
+                type_of(base, jobs[i].w)->linear(jobs[i].w, first, end, inputs, n, jobs[i].bias, jobs[i].y);
         }
     }
 }

@@ -146,8 +146,8 @@ PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape)
 }
 
 bool py_dtype_allowed(int type, py_use use) {
-    const skv_dtype_info *t = skv_dtypes + type;
-    return use == PY_STORED ? t->widen != NULL : use == PY_WEIGHTS ? t->of_weights : t->of_cache;
+    const skv_dtype_info *info = skv_dtypes + type;
+    return use == PY_STORED ? info->widen != NULL : use == PY_WEIGHTS ? info->of_weights : info->of_cache;
 }
 
 int py_dtype(PyObject *module, const char *name, py_use use) {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from skipkv.checks import CONSTANTS
 from skipkv.commands import eval_report, eval_suite
 from skipkv.commands.options import METHOD_HELP, add_device, add_numbers, add_types, load_model, numbers
 from skipkv.errors import ConfigError
@@ -84,7 +85,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--fragmentation", action="store_true", help="measure how eviction tears words")
     _add_unsafe(parser)
     add_device(parser)
-    add_types(parser, ["auto", "f32", "bf16"], "auto")
+    add_types(parser, ["auto", *CONSTANTS["weight_dtypes"]], "auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -50,7 +50,7 @@ def random_model(
     ----------
     shape : str
         A name of `SHAPES`.
-    dtype : "bf16" or "f32"
+    dtype : "bf16", "f32" or "q8"
     threads, seed : int
     device : str
         As of `skipkv.load`.
@@ -145,9 +145,10 @@ def decode(
     times = [bench.step(open_rows, last=i == extra - 2) for i in range(extra - 1)]
     c, ledger = model.config, bench.session.ledger()
     slots = bench.session.state(open_rows[0])["slots"] / (c.n_layers * c.n_kv_heads)
-    size = {"bf16": 2, "f32": 4, "q8": 1 + 4 / c.head_dim}  # of a number
+    weight = {"bf16": 2, "f32": 4, "q8": 34 / 32}[model.dtype]  # bytes; q8: a scale for 32 weights, or for a head's
+    number = {"bf16": 2, "f32": 4, "q8": 1 + 4 / c.head_dim}[cache]
     held = 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots  # numbers of one row's keys and values
-    read = linear_weights(c) * size[model.dtype] + rows * held * size[cache]
+    read = int(linear_weights(c) * weight + rows * held * number)
     macs = rows * (linear_weights(c) + 2 * c.n_layers * c.n_heads * c.head_dim * slots)
     return {
         "kind": "decode", "rows": rows, "context": context, "method": str(method), "tokens": rows,

@@ -80,6 +80,18 @@ def test_every_family_and_rope_equals_the_reference(family, rope, backend):
     assert np.abs(got - other).max() > 1e-3 * np.abs(expected).max()  # the bound tells one scaling from another
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_with_q8_weights_equals_the_reference(family, variant):
+    """But for tokens of which float32 puts some number on the other side of a rounding."""
+    model, decoder = build(family, variant=variant, head_dim=32, dtype="q8")
+    tokens = TOKENS[:80] % VOCAB
+    expected, full = decoder.logits(tokens), build(family, variant=variant, head_dim=32)[1].logits(tokens)
+    session, got = _skipkv.Session(model), np.empty_like(expected, np.float32)
+    session.forward(np.array([[session.open(80), 80]], np.int32), tokens, got, True)
+    error = np.abs(got - expected).max(1) / np.abs(expected).max()
+    assert np.median(error) <= 1e-6 and error.max() <= 0.02 < np.abs(full - expected).max() / np.abs(full).max()
+
+
 def test_rows_that_come_and_go_have_their_own_pages(core):
     """In changing order and over a page's edge, while one is copied and another one's place is taken."""
     session, alone = _skipkv.Session(core, rows=3), _skipkv.Session(core, rows=2)

@@ -46,17 +46,25 @@ def backend(request):
     return request.param
 
 
+@pytest.fixture(scope="module", params=["bf16", "q8"])
+def core(request, backend):
+    """Of each type of weights, but for f32, which is bf16's code."""
+    if request.param == "q8" and backend in (*devices.DEVICES, *devices.EXACT):
+        pytest.skip("the CPU's type")
+    return tiny(backend, request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(backend):
-    session = _skipkv.Session(tiny(backend))
+def whole(core):
+    session = _skipkv.Session(core)
     return feed(session, session.open(200), TOKENS)
 
 
 @any_batch
 @pytest.mark.parametrize("chunk", [1, 7, 64, 150])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_chunks_and_threads_of_a_prefill(backend, whole, chunk, threads):
-    session = _skipkv.Session(tiny(backend), threads=threads)
+def test_chunks_and_threads_of_a_prefill(backend, core, whole, chunk, threads):
+    session = _skipkv.Session(core, threads=threads)
     assert_same_logits(backend, feed(session, session.open(200), TOKENS, chunk), whole, SPLIT)
 
 
@@ -71,9 +79,9 @@ def test_a_long_row_decodes_the_same_on_any_number_of_threads(variant):
 
 
 @any_batch
-def test_a_row_is_the_same_among_seven_others(backend, whole):
+def test_a_row_is_the_same_among_seven_others(backend, core, whole):
     lengths = [3, 150, 20, 1, 77, 64, 65, 128]
-    session = _skipkv.Session(tiny(backend), rows=8, tokens=600, threads=2)
+    session = _skipkv.Session(core, rows=8, tokens=600, threads=2)
     spans = np.array([[session.open(200), n] for n in lengths], np.int32)
     out = np.empty((sum(lengths), 231), np.float32)
     session.forward(spans, np.concatenate([TOKENS[:n] for n in lengths]), out, True)
@@ -244,7 +252,7 @@ PROMPTS = [np.random.default_rng(i).integers(3, 231, 20 + 17 * i).tolist() for i
 
 def test_calls_in_several_python_threads_give_what_each_gives_alone(variant):
     """Two models of two threads each, three calls on each of them at once."""
-    models = [skipkv.load("tiny", dtype=dtype, threads=2, progress=False) for dtype in ("bf16", "f32")]
+    models = [skipkv.load("tiny", dtype=dtype, threads=2, progress=False) for dtype in ("bf16", "q8")]
     jobs = [(model, options) for model in models for options in BESIDE]
     apart = [run(model, PROMPTS, **options) for model, options in jobs]
     together, barrier = [None] * len(jobs), threading.Barrier(len(jobs))
@@ -262,6 +270,17 @@ def test_calls_in_several_python_threads_give_what_each_gives_alone(variant):
         same(got, want)
     # one that got another's tokens would show
     assert len({json.dumps([out.tokens for out in outs]) for outs in apart[:3]}) == len(BESIDE)
+
+
+def test_rows_of_q8_weights_are_the_same_alone_in_a_batch_and_replayed(variant):
+    model = skipkv.load("tiny", dtype="q8", threads=2, progress=False)
+    options = {"max_new_tokens": 80, "stop_ids": (), "trace": True}
+    for i, out in enumerate(run(model, PROMPTS, make("skipkv"), rows=6, **options)):
+        same([out], [alone(model, PROMPTS, make("skipkv"), None, i, 0, **options)])
+        text, n_prompt = out.prompt_tokens + out.tokens, len(out.prompt_tokens)
+        replay = model.replay(text, make("skipkv"), n_prompt=n_prompt, sequence=(i, 0), logits=True, trace=True)
+        assert replay.logits[n_prompt - 1 : -1].argmax(1).tolist() == out.tokens
+        same_compactions(replay.trace.compactions, out.trace.compactions)
 
 
 def test_streams_of_models_with_more_threads_may_be_interleaved(model):

@@ -52,6 +52,8 @@ def test_bench_measures_what_it_says(skip, small):
     again = json.loads(skip(*argv)[1])["results"]
     assert [d["hash"] for d in decodes] == [d["hash"] for d in again[1:-1]]
     assert len({d["hash"] for d in decodes}) == 4
+    smaller = json.loads(skip(*argv, "--dtype", "q8")[1])["results"][1:-1]  # 34 bytes for 32 weights in place of 64
+    assert {a["bytes"] - b["bytes"] for a, b in zip(decodes, smaller, strict=True)} == {30 / 32 * (weights + 300 * 64)}
 
 
 def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
@@ -67,5 +69,6 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
     assert head.startswith("tiny, f32 weights, f32 cache, ") and limits.startswith("limits: ")
     assert columns.split()[:5] == ["measurement", "ms", "tokens/s", "GB/s", "read"]
     assert [re.split("  +", line)[0] for line in lines] == ["prefill of 70", "decode, 2 rows, context 40"]
+    assert skip(*argv, "--dtype", "q8")[1].startswith("tiny, q8 weights, bf16 cache, ")
     figures = r" +[\d.]+ +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +\d+"  # ms, tokens/s, GB/s, its share, Gflop/s, its share
     assert all(re.search(figures, line) for line in lines)

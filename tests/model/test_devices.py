@@ -156,6 +156,12 @@ def test_a_device_computes_what_the_cpu_does(simt, monkeypatch, capsys, device, 
 
 
 @pytest.mark.simt
+def test_a_device_says_which_types_of_weights_it_has(simt):
+    with refused('dtype is "q8"; allowed on cuda:0: f32, bf16'):
+        load(dtype="q8")
+
+
+@pytest.mark.simt
 def test_the_command_line_takes_a_device(simt, skip, monkeypatch):
     argv = ["generate", "tiny", "--dtype", "f32", "--threads", 1, "--problem", 0, "--max-new-tokens", 20, "--quiet"]
     assert skip(*argv, "--device", "cuda") == skip(*argv)

@@ -139,12 +139,12 @@ print("ok")
 def test_the_best_variant_is_the_default(monkeypatch):
     monkeypatch.delenv("SKIPKV_CPU", raising=False)
     model = skipkv.load("tiny", progress=False)
-    assert model._core.variant == next(name for name in ("avx512", "avx2", "generic") if name in VARIANTS)
+    assert model._core.variant == next(name for name in ("avx512vnni", "avx512", "avx2", "generic") if name in VARIANTS)
 
 
 def test_an_unknown_variant_is_refused(monkeypatch):
     monkeypatch.setenv("SKIPKV_CPU", "sse9")
-    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512'):
+    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512, avx512vnni'):
         skipkv.load("tiny", progress=False)
 
 
@@ -167,6 +167,30 @@ def test_half_precision_is_widened_without_loss(tmp_path):
     ids = np.random.default_rng(0).integers(0, 40, 100).tolist()
     narrow, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False).logits(ids) for dtype in ("bf16", "f32"))
     assert np.abs(narrow - wide).max() <= 1e-5 * np.abs(wide).max()
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_q8_is_made_of_any_file(tmp_path, stored, tied):
+    write(tmp_path, dtype=stored, tie_word_embeddings=tied)
+    write_tokenizer(tmp_path, 40)
+    ids = np.random.default_rng(0).integers(0, 40, 100).tolist()
+    small, wide = (skipkv.load(tmp_path, dtype=dtype, progress=False) for dtype in ("q8", "f32"))
+    logits, wanted = small.logits(ids), wide.logits(ids)
+    assert small.dtype == "q8" and 1e-3 < np.abs(logits - wanted).max() / np.abs(wanted).max() < 0.1
+    assert small._core.n_bytes < wide._core.n_bytes
+
+
+def test_q8_takes_34_bytes_for_32_weights():
+    core = skipkv.load("tiny", dtype="q8", progress=False)._core
+    matrices, norms = 2479872 / 32 * 34, 4 * 9 * 256
+    assert 0 <= core.n_bytes - (matrices + norms) <= 2 * 256 * 64
+
+
+def test_no_tensor_is_stored_as_q8():
+    core = _skipkv.Model(ModelConfig.from_json(TINY / "config.json").as_dict())
+    with refused('dtype is "q8"; allowed: f32, bf16, f16'):
+        core.bind("model.norm.weight", "q8", (256,), np.zeros(256, np.uint8), 1)
 
 
 WATCH = """

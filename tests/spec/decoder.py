@@ -31,6 +31,38 @@ def round_q8(x: np.ndarray) -> np.ndarray:
     return np.where(small, 0, scale * np.rint(x / np.where(small, 1, scale))).astype(np.float64)
 
 
+def quantise_q8(x: np.ndarray, round_scale: Callable = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """(q [n, groups, 32], scale [n, groups]), float32: each group of a row [n, k] as the nearest multiples of a scale.
+
+    A group of subnormal scale is zero; the scale of one that holds what is not finite is NaN.
+    """
+    groups = np.zeros((len(x), -(-x.shape[1] // 32) * 32), np.float32)
+    groups[:, : x.shape[1]] = x
+    groups = groups.reshape(len(x), -1, 32)
+    scale, q = np.abs(groups).max(axis=2) / np.float32(127), np.zeros_like(groups)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    scale[~np.isfinite(scale)] = np.nan
+    usable = scale > 0
+    scale[usable] = round_scale(scale[usable])
+    q[usable] = np.rint(groups[usable] / scale[usable][:, None])
+    return q, scale
+
+
+def weights_q8(w: np.ndarray) -> np.ndarray:
+    """Weights [n, k] as q8 holds them: their scales are bfloat16."""
+    q, scale = quantise_q8(w, round_bf16)
+    return (q * scale[..., None]).reshape(len(w), -1)[:, : w.shape[1]]
+
+
+def linear_q8(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x [n, k] times q8 weights [m, k], float32: the sum of a group is exact, groups are added in order."""
+    (a, inputs), (b, weights) = quantise_q8(x), quantise_q8(w, round_bf16)
+    y = np.zeros((len(x), len(w)), np.float32)
+    for g in range(a.shape[1]):
+        y += (a[:, g] @ b[:, g].T) * (weights[:, g] * inputs[:, g, None])
+    return y
+
+
 STORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"f32": lambda x: x, "bf16": round_bf16, "q8": round_q8}
 
 
@@ -205,11 +237,21 @@ class Decoder:
         hidden = rms_norm(x, w["model.norm.weight"], c["norm_eps"])
         cache.hidden = np.concatenate([cache.hidden, hidden])
         cache.length += len(tokens)
-        head = w["model.embed_tokens.weight"] if c["tied"] else w["lm_head.weight"]
-        return hidden @ head.T
+        return self.linear(hidden, "model.embed_tokens" if c["tied"] else "lm_head", False)
 
     def logits(
         self, tokens: Sequence[int], *, store: str | Callable = "f32", visible: np.ndarray | None = None
     ) -> np.ndarray:
         """[n, vocab] with the full cache. With what `visibility` says of a trace: what compaction must equal."""
         return self.forward(Cache(self.config, store=store), tokens, visible=visible)
+
+
+class DecoderQ8(Decoder):
+    """With matrices of 8 bits, and what they are multiplied with rounded likewise."""
+
+    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]) -> None:
+        super().__init__(config, {name: round_q8(w) if w.ndim == 2 else w for name, w in weights.items()})
+
+    def linear(self, x: np.ndarray, name: str, bias: bool) -> np.ndarray:
+        y = linear_q8(x.astype(np.float32), self.weights[name + ".weight"])
+        return y + self.weights[name + ".bias"] if bias else y

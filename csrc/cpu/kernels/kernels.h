@@ -39,9 +39,13 @@ typedef struct skv_weight_type {
     void (*row)(const skv_matrix *w, size_t output, float *x);
 
     /* y[t, o] = bias[o] + Σ_k x[t, k] W[o, k] for the outputs of panels first … end−1, each sum along k in order.
-     * x [n_tokens, n_in], y [n_tokens, n_out], bias [n_out] or NULL. */
-    void (*linear)(const skv_matrix *w, size_t first, size_t end, const float *x, size_t n_tokens, const float *bias,
+     * x [n_tokens, n_in], or n_tokens results of `quantise`; y [n_tokens, n_out], bias [n_out] or NULL. */
+    void (*linear)(const skv_matrix *w, size_t first, size_t end, const void *x, size_t n_tokens, const float *bias,
                    float *y);
+
+    /* to [input_bytes(n_in)] ← x [n_in], a token's inputs as `linear` wants them; NULL where those are floats. */
+    size_t (*input_bytes)(size_t n_in);
+    void (*quantise)(const float *x, size_t n_in, void *to);
 } skv_weight_type;
 
 typedef struct skv_kernels {
@@ -92,7 +96,7 @@ typedef struct skv_kernels {
 
 extern const skv_kernels skv_kernels_generic;
 #if defined(__x86_64__)
-extern const skv_kernels skv_kernels_avx2, skv_kernels_avx512;
+extern const skv_kernels skv_kernels_avx2, skv_kernels_avx512, skv_kernels_avx512vnni;
 #endif
 
 #endif

@@ -154,7 +154,7 @@ INLINE void row(const int wide, const skv_matrix *m, size_t output, float *x) {
         pack(wide, w, p, source, type);                                                                                \
     }                                                                                                                  \
     static void row_##name(const skv_matrix *w, size_t output, float *x) { row(wide, w, output, x); }                  \
-    static void linear_##name(const skv_matrix *w, size_t first, size_t end, const float *x, size_t n_tokens,          \
+    static void linear_##name(const skv_matrix *w, size_t first, size_t end, const void *x, size_t n_tokens,           \
                               const float *bias, float *y) {                                                           \
         linear(wide, w, first, end, x, n_tokens, bias, y);                                                             \
     }
@@ -245,6 +245,7 @@ static double peak(size_t n, float *sink) {
 }
 
 #include "attend.inc.h"
+#include "q8.inc.h"
 #include "score.inc.h"
 
 #define STRING(x) #x
@@ -252,8 +253,9 @@ static double peak(size_t n, float *sink) {
 const skv_kernels KERNELS = {
     .name = NAME(VARIANT),
     .panel = PANEL,
-    .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32},
-                [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16}},
+    .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32, NULL, NULL},
+                [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16, NULL, NULL},
+                [SKV_Q8] = {panel_bytes_q8, pack_q8, row_q8, linear_q8, input_bytes_q8, quantise_q8}},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .rope = rope,

@@ -1,10 +1,11 @@
 /* A vector of VW floats with the same few operations in every CPU variant, so that each kernel is written once
  * (kernels.inc.h). The including file selects the variant with SKV_AVX512, SKV_AVX2 or neither (plain C). Fused
  * multiply-add where the CPU has it; plain C multiplies and adds, so results agree bit for bit within one variant, not
- * between variants. */
+ * between variants. What is an integer, or a sum or a product of two floats, is the same in all. */
 #ifndef SKV_VEC_H
 #define SKV_VEC_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -14,11 +15,17 @@
 /* Full unrolling keeps arrays of vectors in registers. */
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* A loop over integers that gcc unrolls is one whose sums it then adds up in an order that no registers suffice for. */
+#define ROLLED _Pragma("GCC unroll 1")
+
 #if defined(SKV_AVX512)
 #include <immintrin.h>
 #define V(operation) _mm512_##operation
 enum { VW = 16, MAX_TILE = 12 };
 typedef __m512 vf;
+typedef __m512i vi;
+INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf v_exp2i(vf n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -52,6 +59,9 @@ INLINE vf v_integers(const int8_t *p) {
 #define V(operation) _mm256_##operation
 enum { VW = 8, MAX_TILE = 6 };
 typedef __m256 vf;
+typedef __m256i vi;
+INLINE vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
+INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf v_exp2i(vf n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
@@ -83,6 +93,21 @@ enum { VW = 4, MAX_TILE = 4 };
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
+typedef int16_t vs __attribute__((vector_size(16)));
+INLINE vi vi_load(const void *p) {
+    vi a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+INLINE vi vi_set(int32_t a) { return (vi){a, a, a, a}; }
+INLINE vi vi_and(vi a, vi b) { return a & b; }
+INLINE vi vi_add(vi a, vi b) { return a + b; }
+INLINE vi vi_odd(vi a) { return (vi)((vu)a >> 8 & 0x00ff00ffu); }
+INLINE vi vi_madd(vi a, vi b) { /* products that fit in 16 bits */
+    const vi both = (vi)((vs)a * (vs)b);
+    return (both << 16 >> 16) + (both >> 16);
+}
+INLINE vf v_convert(vi a) { return __builtin_convertvector(a, vf); }
 INLINE vf v_load(const float *p) {
     vf a;
     memcpy(&a, p, sizeof a);
@@ -128,7 +153,43 @@ INLINE vf v_div(vf a, vf b) { return V(div_ps)(a, b); }
 INLINE vf v_max(vf a, vf b) { return V(max_ps)(a, b); }
 INLINE vf v_min(vf a, vf b) { return V(min_ps)(a, b); }
 INLINE vf v_fma(vf a, vf b, vf c) { return V(fmadd_ps)(a, b, c); }
+INLINE vi vi_set(int32_t a) { return V(set1_epi32)(a); }
+INLINE vi vi_add(vi a, vi b) { return V(add_epi32)(a, b); }
+INLINE vi vi_odd(vi a) { return V(srli_epi16)(a, 8); }
+INLINE vi vi_madd(vi a, vi b) { return V(madd_epi16)(a, b); }
+INLINE vf v_convert(vi a) { return V(cvtepi32_ps)(a); }
 #undef V
+#endif
+
+/* v_dot(sum, bytes, four): every lane of sum + its four bytes (unsigned), each times one of four factors (−127 … 127),
+ * exactly. v_place(k): which byte of a lane meets factor k. */
+#if defined(SKV_VNNI)
+typedef int8_t v_factor;
+typedef vi v_bytes;
+INLINE size_t v_place(size_t k) { return k; }
+INLINE v_bytes v_load_bytes(const uint8_t *p) { return vi_load(p); }
+INLINE vi v_dot(vi sum, v_bytes bytes, const v_factor *four) {
+    int32_t all;
+    memcpy(&all, four, sizeof all);
+    return _mm512_dpbusd_epi32(sum, bytes, vi_set(all));
+}
+#else
+/* Widened to 16 bits once for all that they are multiplied with: two bytes' products may exceed 16 bits. */
+typedef int16_t v_factor;
+typedef struct v_bytes {
+    vi even, odd;
+} v_bytes;
+INLINE size_t v_place(size_t k) { return k % 2 * 2 + k / 2; }
+INLINE v_bytes v_load_bytes(const uint8_t *p) {
+    const vi all = vi_load(p);
+    return (v_bytes){vi_and(all, vi_set(0x00ff00ff)), vi_odd(all)};
+}
+INLINE vi v_dot(vi sum, v_bytes bytes, const v_factor *four) {
+    int32_t first, second;
+    memcpy(&first, four, sizeof first);
+    memcpy(&second, four + 2, sizeof second);
+    return vi_add(sum, vi_add(vi_madd(bytes.even, vi_set(first)), vi_madd(bytes.odd, vi_set(second))));
+}
 #endif
 
 /* v_halves(half, a, b) sorts the lanes of two vectors that hold sums still to be added over 2·half lanes: lane i of
