@@ -354,8 +354,7 @@ static bool give_workspace(cu_device *d) {
 }
 
 static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
-    if (work->cache.type == SKV_Q8)
-        return skv_fail(error, SKV_CONFIG, "cache is \"q8\"; allowed on CUDA: bf16, f32");
+    if (work->cache.type == SKV_Q8) return skv_fail(error, SKV_CONFIG, "cache is \"q8\"; allowed on CUDA: bf16, f32");
     cu_device *d = cu_of(base);
     const skv_config *c = work->config;
     const size_t n = work->n_tokens, half = size_t(c->head_dim) / 2, group = size_t(c->n_heads) / size_t(c->n_kv_heads);
