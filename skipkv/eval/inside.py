@@ -123,7 +123,7 @@ class Program:
         _, status, usage = os.wait4(self.pid, 0)
         self.ended = True
         left = self.end_others()
-        if usage.ru_utime + usage.ru_stime >= self.seconds:
+        if usage.ru_utime + usage.ru_stime >= self.seconds or os.WTERMSIG(status) == signal.SIGXCPU:
             return "time limit"
         if os.WIFSIGNALED(status):
             return f"ended by signal {os.WTERMSIG(status)}"

@@ -217,7 +217,7 @@ def test_what_no_memory_holds_is_one_line_and_status_2(skip, monkeypatch, text):
 
 
 @pytest.mark.parametrize(
-    "argv", ["", "fly", "generate", "generate tiny --cache q8", "generate tiny -n x", "compare tiny a"]
+    "argv", ["", "fly", "generate", "generate tiny --cache q4", "generate tiny -n x", "compare tiny a"]
 )  # fmt: skip
 def test_what_argparse_refuses_is_status_2(skip, argv):
     status, out, err = skip(*argv.split())

@@ -146,7 +146,6 @@ def test_the_bootstrap_of_little():
     assert bootstrap([(3.0, 2)], 100, 0) == (1.5, 1.5, 1.5)
     assert bootstrap([(3.0, 2), (0.0, 0)], 100, 0) == (1.5, 1.5, 1.5)
     assert np.isnan(bootstrap([], 100, 0)).all()
-    assert bootstrap([(3.0, 2)], 0, 0) == (1.5, 1.5, 1.5)
 
 
 def read_texts(model, path, tokens, limit):

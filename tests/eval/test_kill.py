@@ -81,7 +81,7 @@ def test_killed_twenty_times_it_ends_like_one_that_was_not(tmp_path, model, undi
         begun = time.monotonic()
         while len(lines(store)) == len(before) and time.monotonic() - begun < 20:  # until it has begun to write
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
+        time.sleep(rng.random() * 0.01)
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
             os.waitpid(worker, 0)

@@ -154,8 +154,8 @@ def test_files_are_what_their_names_say_and_always_the_same(tmp_path):
         assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
     assert (tmp_path / "a.svg").read_text(encoding="utf-8") == picture._repr_svg_()
     with pytest.raises(ConfigError) as caught:
-        picture.save(tmp_path / "a.html")
-    assert str(caught.value) == f"path is '{tmp_path}/a.html'; allowed: names that end in .png, .pdf, .svg"
+        picture.save("a.html")
+    assert str(caught.value) == "path is 'a.html'; allowed: names that end in .png, .pdf, .svg"
     assert not (tmp_path / "a.html").exists()
 
 

@@ -149,7 +149,7 @@ def sizes(trace, steps, slots=1, page=1):
     found = []
     for step in steps:
         after = [len(trace.held(step, *head)) for head in np.ndindex(trace.n_layers, trace.n_kv_heads)]
-        before = [len(trace.held(step - 1, *head)) + 1 for head in np.ndindex(trace.n_layers, trace.n_kv_heads)]
+        before = [len(trace.held(max(step - 1, 0), *head)) + 1 for head in np.ndindex(trace.n_layers, trace.n_kv_heads)]
         found.append((step, *(page * sum(-(-n // slots) for n in size) for size in (before if step else after, after))))
     return found
 

@@ -250,7 +250,7 @@ class DecoderQ8(Decoder):
     """With matrices of 8 bits, and what they are multiplied with rounded likewise."""
 
     def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]) -> None:
-        super().__init__(config, {name: round_q8(w) if w.ndim == 2 else w for name, w in weights.items()})
+        super().__init__(config, {name: weights_q8(w) if w.ndim == 2 else w for name, w in weights.items()})
 
     def linear(self, x: np.ndarray, name: str, bias: bool) -> np.ndarray:
         y = linear_q8(x.astype(np.float32), self.weights[name + ".weight"])
