@@ -28,6 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from skipkv.checks import no_bar
+from skipkv.eval.grading import answer_part
 from skipkv.eval.records import Grade
 from skipkv.eval.sandbox import Sandbox, Session
 
@@ -69,7 +70,7 @@ class _Wrong(Exception):
 def _humaneval(item: Any, text: str, sandbox: Sandbox) -> Grade:
     entry = item.more["entry_point"]
     code = between_fences(text)
-    code = _answer(text) if code is None else code
+    code = answer_part(text) if code is None else code
     if not code.strip():
         raise _Wrong("no code")
     if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE):
@@ -103,13 +104,9 @@ def _fails(session: Session, program: str, entry: str | None, test: Mapping[str,
     return found.why or ("" if found.output == json.loads(expected) else "another result")
 
 
-def _answer(text: str) -> str:
-    return text.rpartition("</think>")[2]
-
-
 def between_fences(text: str) -> str | None:
     """What stands between the last two lines of the answer that hold three backticks."""
-    lines = _answer(text).split("\n")
+    lines = answer_part(text).split("\n")
     fences = [i for i, line in enumerate(lines) if "```" in line]
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,3 +86,11 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def time_of(texts: Sequence[Record]) -> float:
+    """Seconds that a run's texts took: each process's part lasted until its last one ended."""
+    last: dict[str, float] = {}
+    for r in texts:
+        last[r.segment] = max(r.seconds, last.get(r.segment, 0.0))
+    return sum(last.values())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipkv.eval.records import Record
+from skipkv.eval.records import Record, time_of
 from skipkv.eval.statistics import wilson
 from skipkv.methods import Method
 from skipkv.results import Result
@@ -68,15 +68,12 @@ class Outcome(_Named):
         def total(name: str) -> int:
             return sum(r.stats[name] for r in records)
 
-        last: dict[str, float] = {}  # seconds of each process's part
-        for r in records:
-            last[r.segment] = max(r.seconds, last.get(r.segment, 0.0))
         n, right = len(records), sum(bool(r.correct) for r in records)
         return cls(
             method, steering, right, n, *wilson(right, n), length=sum(r.length for r in records) / n,
             truncated=sum(r.truncated for r in records), peak_bytes=total("peak_bytes") / n,
             flagged=total("flagged") / max(1, total("sentences")), steered=total("steered"),
-            tokens_per_second=sum(len(r.tokens) for r in records) / sum(last.values()),
+            tokens_per_second=sum(len(r.tokens) for r in records) / time_of(records),
         )  # fmt: skip
 
 

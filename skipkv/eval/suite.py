@@ -17,7 +17,7 @@ from skipkv.eval import paper
 from skipkv.eval.calibrate import unseen
 from skipkv.eval.evaluate import finish
 from skipkv.eval.figures import cell
-from skipkv.eval.records import Record
+from skipkv.eval.records import Record, time_of
 from skipkv.eval.scales import scale_of
 from skipkv.eval.table import Table
 from skipkv.eval.work import Evaluation
@@ -189,8 +189,7 @@ def _at(values: Sequence[Any], place: int) -> Any:
 
 def speed(texts: Sequence[Record]) -> float:
     """Texts a minute, over the time of all parts of their run."""
-    last = {r.segment: r.seconds for r in sorted(texts, key=lambda r: r.seconds)}
-    return 60 * len(texts) / sum(last.values())
+    return 60 * len(texts) / time_of(texts)
 
 
 def at_once(texts: Sequence[Record]) -> int:

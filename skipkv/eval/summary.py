@@ -15,7 +15,7 @@ from skipkv.checks import instance, many
 from skipkv.errors import ConfigError
 from skipkv.eval import statistics
 from skipkv.eval.figures import RunSummary, Summary, key_of
-from skipkv.eval.records import Record
+from skipkv.eval.records import Record, time_of
 from skipkv.eval.statistics import Figure
 from skipkv.trace import Trace, read_method
 
@@ -85,10 +85,7 @@ def _row(
     stats = {name: [r.stats.get(name) for r in texts]
              for name in ("flagged", "thoughts", "partial_words", "mean_run", "compression", "peak_bytes")}  # fmt: skip
     method = read_method(about["method"])
-    seconds: dict[str, float] = {}
-    for r in texts:
-        seconds[r.segment] = max(r.seconds, seconds.get(r.segment, 0.0))
-    took = sum(seconds.values())
+    took = time_of(texts)
     return RunSummary(
         method, about.get("steering"), texts[0].run, texts[0].method, texts[0].task, about.get("checkpoint", ""),
         about.get("share"), len(graded), samples, len(texts), len(texts) - int(graded.sum()),

@@ -104,28 +104,28 @@ INLINE void attend_tile(const skv_dtype type, const int T, const skv_page *page,
 #undef WEIGH
 }
 
+INLINE void attend_any(const skv_dtype type, const skv_page *page, size_t stride, const float *q, size_t n_q,
+                       float scale, skv_partial *parts, float *acc) {
+#define CASE(T)                                                                                                        \
+    case T:                                                                                                            \
+        attend_tile(type, T, page, stride, q, scale, parts, acc);                                                      \
+        break
+    switch (n_q) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+    default:
+        attend_tile(type, SKV_QUERY_TILE, page, stride, q, scale, parts, acc);
+    }
+#undef CASE
+}
+
 #define ATTEND(name, type)                                                                                             \
     static void attend_##name(const skv_page *page, size_t stride, const float *q, size_t n_q, float scale,            \
                               skv_partial *parts, float *acc) {                                                        \
-        switch (n_q) {                                                                                                 \
-        case 1:                                                                                                        \
-            attend_tile(type, 1, page, stride, q, scale, parts, acc);                                                  \
-            break;                                                                                                     \
-        case 2:                                                                                                        \
-            attend_tile(type, 2, page, stride, q, scale, parts, acc);                                                  \
-            break;                                                                                                     \
-        case 3:                                                                                                        \
-            attend_tile(type, 3, page, stride, q, scale, parts, acc);                                                  \
-            break;                                                                                                     \
-        case 4:                                                                                                        \
-            attend_tile(type, 4, page, stride, q, scale, parts, acc);                                                  \
-            break;                                                                                                     \
-        case 5:                                                                                                        \
-            attend_tile(type, 5, page, stride, q, scale, parts, acc);                                                  \
-            break;                                                                                                     \
-        default:                                                                                                       \
-            attend_tile(type, SKV_QUERY_TILE, page, stride, q, scale, parts, acc);                                     \
-        }                                                                                                              \
+        attend_any(type, page, stride, q, n_q, scale, parts, acc);                                                     \
     }
 ATTEND(f32, SKV_F32)
 ATTEND(bf16, SKV_BF16)
