@@ -1,8 +1,6 @@
-#define _DEFAULT_SOURCE /* clock_gettime */
 #include "evict.h"
 
 #include <string.h>
-#include <time.h>
 
 static skv_scoring scoring_of(const skv_method *m, unsigned keep) {
     skv_scoring scoring = {.method = m, .needs = skv_method_needs(m), .keep = keep};
@@ -163,9 +161,11 @@ static skv_status compact_rows(skv_session *s, const int32_t *rows, size_t n, sk
         if (list_jobs(s, s->rows + rows[i], s->due + n_due, s->jobs + n_due * per_row)) due[n_due++] = rows[i];
     if (!n_due) return SKV_OK;
     ops->score(s->device, &scoring, s->jobs, n_due * per_row);
+    skv_lap(s, SKV_OP_SCORE);
     if (scoring.needs & SKV_CUSTOM)
         for (size_t i = 0; i < n_due; i++) ask_for_row(s, &scoring, s->rows + due[i], s->jobs + i * per_row);
     ops->select(s->device, &scoring, s->jobs, n_due * per_row);
+    skv_lap(s, SKV_OP_SELECT);
     if (ops->sync(s->device, error)) return error->code;
     if (s->trace_level != SKV_TRACE_NONE) {
         for (size_t i = 0; i < n_due * per_row; i++) {
@@ -177,6 +177,7 @@ static skv_status compact_rows(skv_session *s, const int32_t *rows, size_t n, sk
         for (size_t i = 0; i < n_due; i++) record(s, &scoring, due[i], s->jobs + i * per_row);
     }
     ops->compact(s->device, &scoring, s->jobs, n_due * per_row);
+    skv_lap(s, SKV_OP_COMPACT);
     for (size_t i = 0; i < n_due; i++)
         if (!s->rows[due[i]].failure) finish(s, s->rows + due[i], s->jobs + i * per_row);
     return SKV_OK;
@@ -187,6 +188,7 @@ static skv_status evict(skv_session *s, size_t n, skv_error *error) {
     bool caller_failed = false;
     for (size_t i = 0; i < n; i++)
         if (skv_tracker_compare(&s->rows[s->due_rows[i]].tracker, (float)s->method.tau, error)) return error->code;
+    skv_lap(s, SKV_OP_COMPARE);
     for (size_t i = 0; i < n; i += SKV_DUE)
         if (s->needs & SKV_COMPACTS && compact_rows(s, s->due_rows + i, n - i < SKV_DUE ? n - i : SKV_DUE, error))
             return error->code;
@@ -202,13 +204,11 @@ static skv_status evict(skv_session *s, size_t n, skv_error *error) {
 }
 
 skv_status skv_evict(skv_session *s, size_t n, skv_error *error) {
-    struct timespec begin, end;
     skv_error ignored;
     s->device->backend->sync(s->device, &ignored); /* what came before is not the compaction's time */
-    clock_gettime(CLOCK_MONOTONIC, &begin);
+    const double begin = skv_seconds();
     const skv_status status = evict(s, n, error);
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    s->evict_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    s->evict_seconds += skv_seconds() - begin;
     return status;
 }
 

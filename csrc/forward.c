@@ -77,6 +77,8 @@ static void capture_states(skv_session *s, const skv_capture *capture, int32_t i
             s->device->backend->read(s->device, capture->states + i * size, x, size * sizeof *x);
 }
 
+#define LAP(op, call) ((call), skv_lap(s, SKV_OP_##op))
+
 static void layer(skv_session *s, size_t index, size_t n) {
     const skv_config *c = &s->model->config;
     const skv_layer *l = s->model->layers + index;
@@ -87,27 +89,27 @@ static void layer(skv_session *s, size_t index, size_t n) {
     const skv_linear qkv[] = {{&l->q, l->q_bias, s->q}, {&l->k, l->k_bias, s->k}, {&l->v, l->v_bias, s->v}};
     const skv_linear o = {&l->o, l->o_bias, s->y}, down = {&l->down, l->down_bias, s->y};
     const skv_linear wide[] = {{&l->gate, l->gate_bias, s->gate}, {&l->up, l->up_bias, s->up}};
-    ops->rmsnorm(device, s->x, l->attention_norm, c->norm_eps, n, hidden, s->y);
-    ops->linear(device, qkv, 3, s->y, n);
+    LAP(NORM, ops->rmsnorm(device, s->x, l->attention_norm, c->norm_eps, n, hidden, s->y));
+    LAP(QKV, ops->linear(device, qkv, 3, s->y, n));
     if (c->family->qk_norm) {
-        ops->rmsnorm(device, s->q, l->q_norm, c->norm_eps, n * n_heads, dim, s->q);
-        ops->rmsnorm(device, s->k, l->k_norm, c->norm_eps, n * n_kv, dim, s->k);
+        LAP(NORM, ops->rmsnorm(device, s->q, l->q_norm, c->norm_eps, n * n_heads, dim, s->q));
+        LAP(NORM, ops->rmsnorm(device, s->k, l->k_norm, c->norm_eps, n * n_kv, dim, s->k));
     }
     if (!(c->unrotated[index / 64] >> index % 64 & 1)) {
-        ops->rope(device, s->q, n_heads);
-        ops->rope(device, s->k, n_kv);
+        LAP(ROPE, ops->rope(device, s->q, n_heads));
+        LAP(ROPE, ops->rope(device, s->k, n_kv));
     }
-    ops->append(device, index, s->k, s->v);
-    if (s->needs & SKV_QUERIES) ops->keep_queries(device, index, s->q);
-    ops->attention(device, index, s->q, s->mixed);
-    if (s->needs & 1u << SKV_SUMS) ops->receive(device, index, s->q);
-    ops->linear(device, &o, 1, s->mixed, n);
-    ops->add(device, s->x, s->y, n * hidden);
-    ops->rmsnorm(device, s->x, l->mlp_norm, c->norm_eps, n, hidden, s->y);
-    ops->linear(device, wide, 2, s->y, n);
-    ops->silu_mul(device, s->gate, s->up, n * (size_t)c->ffn);
-    ops->linear(device, &down, 1, s->gate, n);
-    ops->add(device, s->x, s->y, n * hidden);
+    LAP(APPEND, ops->append(device, index, s->k, s->v));
+    if (s->needs & SKV_QUERIES) LAP(QUERIES, ops->keep_queries(device, index, s->q));
+    LAP(ATTENTION, ops->attention(device, index, s->q, s->mixed));
+    if (s->needs & 1u << SKV_SUMS) LAP(RECEIVE, ops->receive(device, index, s->q));
+    LAP(OUT, ops->linear(device, &o, 1, s->mixed, n));
+    LAP(ADD, ops->add(device, s->x, s->y, n * hidden));
+    LAP(NORM, ops->rmsnorm(device, s->x, l->mlp_norm, c->norm_eps, n, hidden, s->y));
+    LAP(WIDE, ops->linear(device, wide, 2, s->y, n));
+    LAP(SILU, ops->silu_mul(device, s->gate, s->up, n * (size_t)c->ffn));
+    LAP(DOWN, ops->linear(device, &down, 1, s->gate, n));
+    LAP(ADD, ops->add(device, s->x, s->y, n * hidden));
 }
 
 skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, const int32_t *tokens, bool every,
@@ -119,18 +121,22 @@ skv_status skv_forward(skv_session *s, const skv_span *spans, size_t n_spans, co
     size_t n = 0, n_due = 0;
     if (check(s, spans, n_spans, tokens, &n, error) || prepare(s, spans, n_spans, tokens, error)) return error->code;
     const skv_batch batch = {.tokens = s->tokens, .parts = s->parts, .n_tokens = n, .n_parts = n_spans};
+    s->lapped = skv_seconds();
     ops->begin(s->device, &batch);
-    ops->embed(s->device, &m->embedding, s->x);
+    LAP(EMBED, ops->embed(s->device, &m->embedding, s->x));
     for (size_t i = 0; i < (size_t)c->n_layers; i++) {
         capture_states(s, capture, (int32_t)i, s->x, n);
-        ops->steer(s->device, i, s->x);
+        LAP(STEER, ops->steer(s->device, i, s->x));
         layer(s, i, n);
     }
-    ops->rmsnorm(s->device, s->x, m->norm, c->norm_eps, n, hidden, s->y);
+    LAP(NORM, ops->rmsnorm(s->device, s->x, m->norm, c->norm_eps, n, hidden, s->y));
     capture_states(s, capture, c->n_layers, s->y, n);
-    ops->sum_sentences(s->device, s->y);
-    if (!every) ops->last(s->device, s->y, s->y);
-    if (logits) ops->project(s->device, c->tied ? &m->embedding : &m->head, s->y, every ? n : n_spans, logits, best);
+    LAP(SENTENCES, ops->sum_sentences(s->device, s->y));
+    if (!every) LAP(LAST, ops->last(s->device, s->y, s->y));
+    if (logits) {
+        const skv_matrix *head = c->tied ? &m->embedding : &m->head;
+        LAP(HEAD, ops->project(s->device, head, s->y, every ? n : n_spans, logits, best));
+    }
     for (size_t j = 0; j < n_spans; j++) {
         skv_row *r = s->rows + spans[j].row;
         r->n_tokens += spans[j].n;

@@ -1,7 +1,32 @@
+#define _DEFAULT_SOURCE /* clock_gettime */
 #include "session.h"
 
 #include <math.h>
 #include <string.h>
+#include <time.h>
+
+const char *skv_op_name(size_t i) {
+#define NAME(op, name) name,
+    static const char *const names[] = {SKV_OPS(NAME)};
+    return i < SKV_N_OPS ? names[i] : NULL;
+}
+
+double skv_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+void skv_lap(skv_session *s, skv_op op) {
+    skv_error ignored; /* told again at the end of the forward */
+    if (!s->timed) return;
+    s->device->backend->sync(s->device, &ignored);
+    const double now = skv_seconds();
+    s->op_seconds[op] += now - s->lapped;
+    s->lapped = now;
+}
+
+const double *skv_session_seconds(const skv_session *s) { return s->op_seconds; }
 
 static size_t n_cache_heads(const skv_session *s) {
     return (size_t)s->model->config.n_layers * (size_t)s->model->config.n_kv_heads;
@@ -62,7 +87,8 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
                        .method = o->method,
                        .needs = needs,
                        .vocabulary = o->vocabulary,
-                       .trace_level = o->trace};
+                       .trace_level = o->trace,
+                       .timed = o->timed};
     s->work = (skv_workload){.config = c,
                              .inv_freq = model->inv_freq,
                              .cache = skv_cache_shape_of(c->head_dim, o->cache_type, needs & 1u << SKV_SUMS),

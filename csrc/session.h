@@ -17,6 +17,32 @@ typedef struct skv_held {
     int32_t n, end;
 } skv_held;
 
+/* What a timed session tells apart, in the order in which a step meets it. */
+#define SKV_OPS(X)                                                                                                     \
+    X(EMBED, "embed")                                                                                                  \
+    X(STEER, "steer")                                                                                                  \
+    X(NORM, "norm")                                                                                                    \
+    X(QKV, "q, k, v")                                                                                                  \
+    X(ROPE, "rope")                                                                                                    \
+    X(APPEND, "append")                                                                                                \
+    X(QUERIES, "keep queries")                                                                                         \
+    X(ATTENTION, "attention")                                                                                          \
+    X(RECEIVE, "receive")                                                                                              \
+    X(OUT, "o")                                                                                                        \
+    X(ADD, "add")                                                                                                      \
+    X(WIDE, "gate, up")                                                                                                \
+    X(SILU, "silu")                                                                                                    \
+    X(DOWN, "down")                                                                                                    \
+    X(SENTENCES, "sentences")                                                                                          \
+    X(LAST, "last")                                                                                                    \
+    X(HEAD, "head")                                                                                                    \
+    X(COMPARE, "compare")                                                                                              \
+    X(SCORE, "score")                                                                                                  \
+    X(SELECT, "select")                                                                                                \
+    X(COMPACT, "compact")
+#define SKV_OP(op, name) SKV_OP_##op,
+typedef enum skv_op { SKV_OPS(SKV_OP) SKV_N_OPS } skv_op;
+
 typedef struct skv_row {
     bool open;
     const char *failure;        /* why it can only be closed; NULL: it can go on */
@@ -62,7 +88,15 @@ struct skv_session {
     int32_t *fetched_slots;   /* [2, scored_slots] positions and kept slots of one head */
     float *fetched;           /* host arrays of one head: evict.c */
     double evict_seconds;
+    bool timed;
+    double lapped; /* when the last op of a timed session ended */
+    double op_seconds[SKV_N_OPS];
 };
+
+double skv_seconds(void);
+
+/* What a timed session did since the last lap was this op. */
+void skv_lap(skv_session *session, skv_op op);
 
 static inline int32_t skv_row_budget(const skv_session *session, const skv_row *row, size_t head) {
     return session->budgets[head] - row->reserve;

@@ -102,7 +102,14 @@ typedef struct skv_options {
     skv_method method; /* budgets are copied */
     skv_vocabulary vocabulary;
     skv_trace_level trace;
+    bool timed; /* every op is waited for, and its time is added up */
 } skv_options;
+
+/* What the time of a forward is spent on, in the order in which a step meets it; NULL beyond the last. */
+const char *skv_op_name(size_t i);
+
+/* Seconds that a timed session has spent on them, one for each name. */
+const double *skv_session_seconds(const skv_session *session);
 
 skv_session *skv_session_new(const skv_model *model, const skv_options *options, skv_error *error);
 void skv_session_free(skv_session *session);

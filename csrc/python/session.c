@@ -15,12 +15,12 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     PyObject *module = PyType_GetModule(type), *model, *method_dict = NULL, *vocabulary = Py_None;
     module_state *state = PyModule_GetState(module);
     const char *cache = "f32";
-    int rows = 1, tokens = 512, threads = 1, trace = 0;
+    int rows = 1, tokens = 512, threads = 1, trace = 0, timed = 0;
     Py_ssize_t memory_limit = PY_SSIZE_T_MAX;
-    char *names[] = {"model",   "rows",   "tokens",     "cache", "memory_limit",
-                     "threads", "method", "vocabulary", "trace", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOi", names, state->model, &model, &rows, &tokens, &cache,
-                                     &memory_limit, &threads, &method_dict, &vocabulary, &trace))
+    char *names[] = {"model",      "rows",  "tokens", "cache", "memory_limit", "threads", "method",
+                     "vocabulary", "trace", "timed",  NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|iisniOOip", names, state->model, &model, &rows, &tokens, &cache,
+                                     &memory_limit, &threads, &method_dict, &vocabulary, &trace, &timed))
         return NULL;
     const int cache_type = py_dtype(module, cache, PY_CACHE);
     if (cache_type < 0) return NULL;
@@ -45,7 +45,8 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
                            .max_tokens = (size_t)tokens,
                            .limit_bytes = (size_t)memory_limit,
                            .n_threads = threads,
-                           .trace = (skv_trace_level)trace};
+                           .trace = (skv_trace_level)trace,
+                           .timed = timed != 0};
     if (!self->method || py_method(module, self->method, &options.method, &self->custom, &self->budgets) ||
         py_vocabulary(module, vocabulary, &options.vocabulary, c->vocab, &self->vocabulary))
         goto failed;
@@ -391,6 +392,15 @@ static PyObject *session_ledger(PyObject *object, PyObject *Py_UNUSED(unused)) {
                          "evict_seconds", l.evict_seconds);
 }
 
+static PyObject *session_seconds(PyObject *object, PyObject *Py_UNUSED(unused)) {
+    const double *seconds = skv_session_seconds(((py_session *)object)->session);
+    PyObject *dict = PyDict_New();
+    const char *name;
+    for (size_t i = 0; dict && (name = skv_op_name(i)); i++)
+        if (py_set(dict, name, PyFloat_FromDouble(seconds[i]))) Py_CLEAR(dict);
+    return dict;
+}
+
 #define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 static PyMethodDef session_methods[] = {
     {"open", KEYWORDS(session_open),
@@ -424,6 +434,7 @@ static PyMethodDef session_methods[] = {
     {"trace", session_trace, METH_NOARGS,
      "trace() -> the records since the last call: (row, step, layer, head, n_before, kept, scores)."},
     {"ledger", session_ledger, METH_NOARGS, "ledger() -> dict of the session's bytes."},
+    {"seconds", session_seconds, METH_NOARGS, "seconds() -> dict of the time that each op of a timed session took."},
     {0},
 };
 static PyType_Slot session_slots[] = {{Py_tp_new, session_new},
@@ -431,8 +442,10 @@ static PyType_Slot session_slots[] = {{Py_tp_new, session_new},
                                       {Py_tp_traverse, session_traverse},
                                       {Py_tp_clear, session_clear},
                                       {Py_tp_methods, session_methods},
-                                      {Py_tp_doc, "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, "
-                                                  "threads=1, method=None, vocabulary=None, trace=0): rows in flight."},
+                                      {Py_tp_doc,
+                                       "Session(model, rows=1, tokens=512, cache='f32', memory_limit=…, "
+                                       "threads=1, method=None, vocabulary=None, trace=0, timed=False): rows in "
+                                       "flight."},
                                       {0}};
 PyType_Spec py_session_spec = {"skipkv._skipkv.Session", sizeof(py_session), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_HAVE_GC, session_slots};

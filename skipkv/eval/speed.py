@@ -1,6 +1,7 @@
 """The engine against its machine: read bandwidth and multiply-accumulate peak; prefill and decode as shares of them.
 
-Every figure is a median over repeats within one run; compare ratios of one run, not runs with each other.
+Every figure is a median over repeats within one run, in which methods take turns; compare ratios of one run, not runs
+with each other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,7 @@ from tqdm import tqdm
 from skipkv import _skipkv, devices
 from skipkv.checks import no_bar
 from skipkv.engine import FORWARD_TOKENS, count_threads
-from skipkv.errors import ConfigError
-from skipkv.eval.table import Table
+from skipkv.errors import CapacityError, ConfigError
 from skipkv.load.config import ModelConfig
 from skipkv.methods import Full, Method
 from skipkv.model import Model
@@ -39,6 +41,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 LIMIT_BYTES = 512 << 20  # far above any last-level cache
+COMPACTING = ("compare", "score", "select", "compact")  # ops of a compaction
 
 
 def random_model(
@@ -60,6 +63,13 @@ def random_model(
     config = SHAPES[shape]
     count = count_threads(threads)
     core = _skipkv.Model(config.as_dict(), dtype, *devices.find(device))
+    for name, values in random_tensors(config, seed):
+        core.bind(name, "f32", values.shape, values.reshape(-1).view(np.uint8), count)
+    return Model(core, config, None, f"random {shape}", {}, count)
+
+
+def random_tensors(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """Names, as in checkpoints, and values of a model with random matrices and no bias."""
     rng = np.random.default_rng(seed)
     for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
         if is_matrix:
@@ -67,130 +77,300 @@ def random_model(
             values *= 1 / np.sqrt(size[1])
         else:
             values = np.ones(size, np.float32) if name.endswith("norm.weight") else np.zeros(size, np.float32)
-        core.bind(name, "f32", size, values.reshape(-1).view(np.uint8), count)
-    return Model(core, config, None, f"random {shape}", {}, count)
+        yield name, values
 
 
-def linear_weights(config: ModelConfig, head: bool = True) -> int:
+def linear_weights(config: ModelConfig) -> int:
     """Weights that every token is multiplied with."""
     return sum(
         int(np.prod(size))
         for name, size, is_matrix in _skipkv.tensors(config.as_dict() | {"tied": False})
-        if is_matrix and name != "model.embed_tokens.weight" and (head or name != "lm_head.weight")
+        if is_matrix and name != "model.embed_tokens.weight"
     )
 
 
+def widths(model: Model, cache: str) -> tuple[float, float]:
+    """Bytes of a weight, and of a number in the cache; q8: with a scale for 32 weights, or for a head's numbers."""
+    return ({"bf16": 2, "f32": 4, "q8": 34 / 32}[model.dtype],
+            {"bf16": 2, "f32": 4, "q8": 1 + 4 / model.config.head_dim}[cache])  # fmt: skip
+
+
+def op_costs(model: Model, cache: str, tokens: int, rows: int, slots: float, pairs: float) -> dict[str, Any]:
+    """Bytes moved and multiply-accumulates of each op of one forward: {name: (bytes, macs)}.
+
+    Weights, slots and activations are counted once where they are read and once where they are written, activations
+    although they may stay in a processor's own cache; only products of matrices and attention are counted as macs.
+
+    Parameters
+    ----------
+    model, cache
+    tokens, rows : int
+        Of the forward.
+    slots : float
+        That the rows hold in a head when it ends, all rows together.
+    pairs : float
+        Of a token and a slot that it sees, in a head.
+    """
+    c, (weight, number) = model.config, widths(model, cache)
+    q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    family = _skipkv.families()[c.family]
+
+    def linear(n_in: int, n_out: int, n: int = tokens, times: int = c.n_layers) -> tuple[float, int]:
+        return times * (n_in * n_out * weight + 4 * n * (n_in + n_out)), times * n * n_in * n_out
+
+    def moved(width: int, times: int = c.n_layers) -> tuple[int, int]:
+        return 4 * tokens * width * times, 0
+
+    normed = 2 * c.hidden * (2 * c.n_layers + 1) + 2 * (q + kv) * c.n_layers * bool(family["qk_norm"])
+    return {
+        "embed": (tokens * c.hidden * (weight + 4), 0), "norm": moved(normed, 1),
+        "q, k, v": linear(c.hidden, q + 2 * kv), "rope": moved(2 * (q + kv), c.n_layers - len(c.unrotated)),
+        "append": (c.n_layers * tokens * 2 * kv * (4 + number), 0), "keep queries": moved(2 * q),
+        "attention": (c.n_layers * (2 * kv * slots * number + 8 * tokens * q), c.n_layers * 2 * q * pairs),
+        "receive": (c.n_layers * (kv * slots * number + 4 * tokens * q), c.n_layers * q * pairs),
+        "o": linear(q, c.hidden), "add": moved(3 * c.hidden, 2 * c.n_layers), "gate, up": linear(c.hidden, 2 * c.ffn),
+        "silu": moved(3 * c.ffn), "down": linear(c.ffn, c.hidden), "sentences": moved(c.hidden, 1),
+        "last": (8 * rows * c.hidden, 0), "head": linear(c.hidden, c.vocab, rows, bool(rows)),
+    }  # fmt: skip
+
+
+def products(costs: dict[str, Any]) -> float:
+    """Multiply-accumulates that a model is made of."""
+    return sum(macs for name, (_, macs) in costs.items() if name != "receive")
+
+
 class _Bench:
-    def __init__(self, model: Model, method: Method, cache: str, rows: int, context: int) -> None:
+    def __init__(
+        self, model: Model, method: Method, cache: str, rows: int, context: int, timed: bool = False
+    ) -> None:
         config = model.config
-        self.model, self.vocab = model, config.vocab
+        self.model, self.vocab, self.method, self.timed = model, config.vocab, method, timed
         self.session = _skipkv.Session(
             model._core, rows=rows, tokens=max(FORWARD_TOKENS, rows), cache=cache, threads=model.threads,
-            method=method.as_dict((config.n_layers, config.n_kv_heads)), vocabulary=None,
+            method=method.as_dict((config.n_layers, config.n_kv_heads)), vocabulary=None, timed=timed,
         )  # fmt: skip
         self.rng = np.random.default_rng(1)
         self.logits = np.empty((rows, self.vocab), np.float32)
         self.context, self.n_rows = context, rows
+        self.n_prompt = 1 if method.compacts else context
+        self.laps: list[dict[str, float]] = []  # seconds of each op in every forward, if timed
 
     def tokens(self, n: int) -> np.ndarray:
         return self.rng.integers(0, self.vocab, n).astype(np.int32)
 
-    def fill(self, capacity: int, n_prompt: int) -> list[int]:
-        """Rows that hold `context` tokens: one is fed, the others are copies."""
-        row = self.session.open(capacity, n_prompt=n_prompt)
+    def row_bytes(self, capacity: int) -> int:
+        """Bytes of cache that a row of so many tokens reserves; what may be compacted is decoded."""
+        return self.session.row_bytes(capacity, self.n_prompt)
+
+    def forward(self, spans: list[tuple[int, int]], logits: bool = True, best: bool = False) -> float:
+        """Seconds of a forward of these spans, with random tokens."""
+        before, rows, n = self.session.seconds(), np.array(spans, np.int32), len(spans)
+        tokens = self.tokens(int(rows[:, 1].sum()))
+        found = np.empty(n, np.int32) if best else None
+        begin = time.perf_counter()
+        self.session.forward(rows, tokens, self.logits[:n] if logits else None, best=found)
+        seconds = time.perf_counter() - begin
+        self.laps.append({name: after - before[name] for name, after in self.session.seconds().items()})
+        return seconds
+
+    def open(self, capacity: int) -> int:
+        """A row that holds `context` tokens."""
+        row = self.session.open(capacity, n_prompt=self.n_prompt)
         first = 0
         while first < self.context:
             n = self.session.chunk(row, min(FORWARD_TOKENS, self.context - first))
-            self.session.forward(np.array([[row, n]], np.int32), self.tokens(n))
+            self.forward([(row, n)], logits=False)
             first += n
+        return row
+
+    def fill(self, capacity: int) -> list[int]:
+        """Rows that hold `context` tokens: one is fed, the others are copies."""
+        row = self.open(capacity)
         return [row] + [self.session.fork(row, capacity, i) for i in range(1, self.n_rows)]
 
     def step(self, rows: list[int], last: bool = False) -> float:
         """Seconds of a greedy step; of the last one the logits are wanted, too."""
-        spans, tokens = np.array([(row, 1) for row in rows], np.int32), self.tokens(len(rows))
-        best = None if last else np.empty(len(rows), np.int32)
-        begin = time.perf_counter()
-        self.session.forward(spans, tokens, self.logits[: len(rows)], best=best)
-        return time.perf_counter() - begin
+        return self.forward([(row, 1) for row in rows], best=not last)
+
+    def slots(self, row: int) -> float:
+        """That a head of the row holds, on average."""
+        return self.session.state(row)["slots"] / (self.model.config.n_layers * self.model.config.n_kv_heads)
+
+    def ops(self, laps: list[dict[str, float]], costs: dict[str, Any]) -> dict[str, Any]:
+        """The ops that took any time: median seconds, bytes and multiply-accumulates of each; none if not timed."""
+        found = []
+        for name in laps[0] if self.timed else []:
+            seconds, (read, macs) = statistics.median(lap[name] for lap in laps), costs.get(name, (0, 0))
+            if seconds:
+                found.append({"op": name, "seconds": seconds, "bytes": read, "macs": macs})
+        return {"ops": found} if self.timed else {}
 
 
-def prefill(model: Model, n: int, cache: str, repeats: int) -> dict[str, Any]:
-    """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes."""
-    bench = _Bench(model, Full(), cache, 1, n)
-    seconds = []
+def prefill(model: Model, n: int, cache: str, repeats: int, timed: bool = False) -> dict[str, Any]:
+    """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes; `timed`: also of every op."""
+    bench = _Bench(model, Full(), cache, 1, n, timed)
+    seconds, laps = [], []
+    parts = [(first, min(FORWARD_TOKENS, n - first)) for first in range(0, n, FORWARD_TOKENS)]
     for _ in range(repeats + 1):  # the first one warms up
         row = bench.session.open(n)
-        begin = time.perf_counter()
-        for first in range(0, n, FORWARD_TOKENS):
-            part = bench.tokens(min(FORWARD_TOKENS, n - first))
-            bench.session.forward(np.array([[row, len(part)]], np.int32), part, bench.logits)
-        seconds.append(time.perf_counter() - begin)
+        bench.laps = []
+        seconds.append(sum(bench.forward([(row, part)], logits=first + part == n) for first, part in parts))
+        laps.append({name: sum(lap[name] for lap in bench.laps) for name in bench.laps[0]})
         bench.session.close(row)
-    c = model.config
-    attention = 2 * c.n_layers * c.n_heads * c.head_dim * n * (n + 1) // 2
-    macs = n * linear_weights(c, head=False) + c.vocab * c.hidden + attention
-    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": macs,
-            "bytes": model._core.n_bytes}  # fmt: skip
+    each = [op_costs(model, cache, part, first + part == n, first + part, part * first + part * (part + 1) // 2)
+            for first, part in parts]  # fmt: skip
+    costs = {name: tuple(map(sum, zip(*(c[name] for c in each), strict=True))) for name in each[0]}
+    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": products(costs),
+            "bytes": model._core.n_bytes, **bench.ops(laps[1:], costs)}  # fmt: skip
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine can still give, as Linux tells."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return None
+
+
+def check_room(model: Model, benches: Sequence[_Bench], capacity: int) -> None:
+    """Refuse rows that the machine's memory cannot hold; a device says so itself."""
+    free = free_memory() if model._core.variant in _skipkv.variants() else None
+    need = sum(b.n_rows * b.row_bytes(capacity) + b.logits.nbytes for b in benches)
+    if free is not None and need > free:
+        each = f"{benches[0].n_rows} rows of {capacity} tokens"
+        raise CapacityError(f"{each} need {need} bytes of cache and logits; {free} are free")
 
 
 def decode(
-    model: Model, rows: int, context: int, method: Method, cache: str, steps: int, repeats: int
-) -> dict[str, Any]:
-    """Seconds of one step of `rows` rows with `context` tokens behind them."""
-    extra = steps * repeats + 1
-    bench = _Bench(model, method, cache, rows, context)
-    open_rows = bench.fill(context + extra, min(context, 1 if method.compacts else context))
-    bench.step(open_rows)
-    before = bench.session.ledger()["evict_seconds"]
-    times = [bench.step(open_rows, last=i == extra - 2) for i in range(extra - 1)]
-    c, ledger = model.config, bench.session.ledger()
-    slots = bench.session.state(open_rows[0])["slots"] / (c.n_layers * c.n_kv_heads)
-    weight = {"bf16": 2, "f32": 4, "q8": 34 / 32}[model.dtype]  # bytes; q8: a scale for 32 weights, or for a head's
-    number = {"bf16": 2, "f32": 4, "q8": 1 + 4 / c.head_dim}[cache]
+    model: Model, rows: int, context: int, methods: Sequence[Method], cache: str, steps: int, repeats: int,
+    timed: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Seconds of one step of `rows` rows with `context` tokens behind them; `timed`: also of every op.
+
+    Methods take turns of `steps` steps.
+    """
+    capacity = context + steps * repeats + 1
+    benches = [_Bench(model, method, cache, rows, context, timed) for method in methods]
+    check_room(model, benches, capacity)
+    opened = [bench.fill(capacity) for bench in benches]
+    times: list[list[float]] = [[] for _ in methods]
+    for bench, open_rows in zip(benches, opened, strict=True):
+        bench.step(open_rows)
+        bench.laps = []
+    before = [bench.session.ledger()["evict_seconds"] for bench in benches]
+    for repeat in range(repeats):
+        for i, bench in enumerate(benches):
+            last = steps * (repeat + 1 == repeats) - 1
+            times[i] += [bench.step(opened[i], last=step == last) for step in range(steps)]
+    found = [_decoded(b, r, t, e, cache) for b, r, t, e in zip(benches, opened, times, before, strict=True)]
+    return [f | {"speedup": found[0]["seconds"] / f["seconds"]} for f in found]
+
+
+def _decoded(bench: _Bench, open_rows: list[int], times: list[float], before: float, cache: str) -> dict[str, Any]:
+    """What `decode` says of a method."""
+    model, rows = bench.model, bench.n_rows
+    c, ledger, slots = model.config, bench.session.ledger(), bench.slots(open_rows[0])
+    costs = op_costs(model, cache, rows, rows, rows * slots, rows * slots)
+    weight, number = widths(model, cache)
     held = 2 * c.n_layers * c.n_kv_heads * c.head_dim * slots  # numbers of one row's keys and values
     read = int(linear_weights(c) * weight + rows * held * number)
-    macs = rows * (linear_weights(c) + 2 * c.n_layers * c.n_heads * c.head_dim * slots)
     return {
-        "kind": "decode", "rows": rows, "context": context, "method": str(method), "tokens": rows,
-        "seconds": statistics.median(times), "macs": macs, "bytes": read, "peak_bytes": ledger["peak_bytes"],
+        "kind": "decode", "rows": rows, "context": bench.context, "method": str(bench.method), "tokens": rows,
+        "seconds": statistics.median(times), "macs": products(costs), "bytes": read, "peak_bytes": ledger["peak_bytes"],
         "evict_share": (ledger["evict_seconds"] - before) / sum(times),
         "hash": hashlib.sha256(bench.logits.tobytes()).hexdigest()[:16],
+        **bench.ops(bench.laps, costs),
     }  # fmt: skip
 
 
-def compaction(model: Model, method: Method, cache: str, repeats: int) -> dict[str, Any]:
-    """Seconds of one compaction of one row, all layers, from budget + interval slots."""
+def compaction(model: Model, method: Method, cache: str, repeats: int, timed: bool = False) -> dict[str, Any]:
+    """Seconds of one compaction of one row, all layers, from budget + interval slots; `timed`: also of its parts."""
     budget, interval = int(np.max(method.budget)), method.interval
-    bench = _Bench(model, method, cache, 1, budget)
-    seconds, pairs, slots = [], 0, 0
+    bench = _Bench(model, method, cache, 1, budget, timed)
+    seconds, laps, pairs, slots = [], [], 0, 0
     row = bench.session.open(budget + interval * (repeats + 3), n_prompt=1)
     while len(seconds) < repeats + 1:
         n = bench.session.chunk(row, min(FORWARD_TOKENS, budget + interval))
         before, counted = bench.session.ledger()["evict_seconds"], bench.session.state(row)
-        bench.session.forward(np.array([[row, n]], np.int32), bench.tokens(n))
+        bench.forward([(row, n)], logits=False)
         after = bench.session.state(row)
         if after["compactions"] > counted["compactions"] and counted["compactions"]:  # from a full interval on
             seconds.append(bench.session.ledger()["evict_seconds"] - before)
+            laps.append({name: bench.laps[-1][name] for name in COMPACTING})
             pairs, slots = after["pairs"] - counted["pairs"], budget + interval
     heads = model.config.n_layers * model.config.n_kv_heads
     return {"kind": "compaction", "method": str(method), "slots": slots, "seconds": statistics.median(seconds),
-            "pairs_share": pairs / (heads * slots * slots)}  # fmt: skip
+            "pairs_share": pairs / (heads * slots * slots), **bench.ops(laps, {})}  # fmt: skip
+
+
+def largest_batch(model: Model, method: Method, cache: str, limit: int, length: int) -> tuple[int, int]:
+    """Rows of `length` tokens that a cache of `limit` bytes holds, and bytes of one."""
+    bench = _Bench(model, method, cache, 1, length)
+    each = bench.row_bytes(length)
+    if each > limit:
+        raise CapacityError(f"{method}: a row of {length} tokens needs {each} bytes of cache; memory_limit is {limit}")
+    return limit // each, each
+
+
+def samples_per_minute(rows: int, length: int, seconds: float) -> float:
+    """Of `length` decoded tokens each, where a step of all rows takes so long on average."""
+    return 60 * rows / (length * seconds)
+
+
+def batches(
+    model: Model, methods: Sequence[Method], cache: str, limit: int, length: int, steps: int, repeats: int
+) -> list[dict[str, Any]]:
+    """Samples a minute of 1, 2, 4 … rows up to the largest batch that fits `limit` bytes, of the methods in turns.
+
+    A sample is `length` decoded tokens. Its mean step is measured half-way through it, where the full cache is as long
+    as on average; to it comes what one compaction of each row costs in an interval. The text of a prompt, and rows
+    that end before others, cost nothing here.
+    """
+    context, jobs, benches = length // 2, [], []
+    for method in methods:
+        most, each = largest_batch(model, method, cache, limit, length)
+        compacting = compaction(model, method, cache, repeats)["seconds"] / method.interval if method.compacts else 0
+        bench = _Bench(model, method, cache, most + 1, context)  # one more: what the others are copies of
+        benches.append(bench)
+        check_room(model, benches, length)
+        source = bench.open(length)
+        counts = sorted({1 << i for i in range(most.bit_length())} | {most})
+        jobs += [(bench, source, rows, each, compacting, []) for rows in counts]
+    for _ in range(repeats):
+        for bench, source, rows, _, _, times in jobs:
+            forks = [bench.session.fork(source, length, i) for i in range(rows)]
+            times += [bench.step(forks) for _ in range(steps + 1)][1:]
+            for row in forks:
+                bench.session.close(row)
+    found = []
+    for bench, _, rows, each, compacting, times in jobs:
+        seconds = statistics.median(times) + rows * compacting
+        found.append({"kind": "batch", "method": str(bench.method), "rows": rows, "length": length, "tokens": rows,
+                      "seconds": seconds, "row_bytes": each, "limit_bytes": limit,
+                      "samples_per_minute": samples_per_minute(rows, length, seconds)})  # fmt: skip
+    first = [f["samples_per_minute"] for f in found if f["method"] == found[0]["method"]]
+    for f in found:
+        f["of_largest"], f["of_best"] = (f["samples_per_minute"] / of for of in (first[-1], max(first)))
+    return found
 
 
 def measure(
-    model: Model, method: Method, *, cache: str, rows: Sequence[int], contexts: Sequence[int], prefill_tokens: int,
-    steps: int, repeats: int, limits: tuple[float, float], progress: bool = True,
+    model: Model, methods: Sequence[Method], *, cache: str, rows: Sequence[int], contexts: Sequence[int],
+    prefill_tokens: int, steps: int, repeats: int, limits: tuple[float, float], timed: bool = False,
+    progress: bool = True,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Prefill, then decoding at every context and number of rows, then a compaction if the method has any.
+    """Prefill, then decoding at every context and number of rows, then a compaction of each method that has any.
 
     Parameters
     ----------
     model : Model
-    method : Method
+    methods : sequence of Method
     cache, rows, contexts, prefill_tokens, steps, repeats
         As on the command line.
     limits : (float, float)
         Of the machine, just measured: bytes read and multiply-accumulates a second.
+    timed : bool
+        Also every op.
     progress : bool
 
     Yields
@@ -198,17 +378,20 @@ def measure(
     dict
         What was measured, and the limits that it is held against.
     """
-    jobs: list[Callable[[], dict[str, Any]]] = [lambda: prefill(model, prefill_tokens, cache, repeats)]
-    jobs += [lambda r=r, n=n: decode(model, r, n, method, cache, steps, repeats) for n in contexts for r in rows]
-    if method.compacts:
-        jobs.append(lambda: compaction(model, method, cache, repeats))
+    jobs: list[Callable[[], list[dict[str, Any]]]] = [lambda: [prefill(model, prefill_tokens, cache, repeats, timed)]]
+    jobs += [lambda r=r, n=n: decode(model, r, n, methods, cache, steps, repeats, timed)
+             for n in contexts for r in rows]  # fmt: skip
+    jobs += [lambda m=m: [compaction(model, m, cache, repeats, timed)] for m in methods if m.compacts]
     for job in tqdm(jobs, unit="measurement", leave=False, disable=no_bar(progress), file=sys.stderr):
-        before, result = limits, job()
+        before, results = limits, job()
         # Memory that is shared with others changes its speed: a job is held against the better of what was there
         # before it and after it.
         limits = machine_limits(model)
         read, macs = map(max, zip(before, limits, strict=True))
-        yield result | {"read_bytes_per_second": read, "macs_per_second": macs}
+        for result in results:
+            for op in result.get("ops", ()):
+                op["share"] = max(op["bytes"] / read, op["macs"] / macs) / op["seconds"]
+            yield result | {"read_bytes_per_second": read, "macs_per_second": macs}
 
 
 def machine_limits(model: Model) -> tuple[float, float]:
@@ -216,32 +399,53 @@ def machine_limits(model: Model) -> tuple[float, float]:
     return model._core.limits(LIMIT_BYTES, model.threads)
 
 
+# speedup: the first method's time by this one's; evict %: share of the time that went into compactions; logits: hash of
+# the last step's.
 COLUMNS = {"measurement": 38, "ms": 8, "tokens/s": 8, "GB/s": 6, "read %": 6, "Gflop/s": 7, "peak %": 6,
-           "cache MB": 8, "evict %": 7, "logits": 16}  # fmt: skip
+           "cache MB": 8, "evict %": 7, "logits": 16, "speedup": 7, "method": 6}  # fmt: skip
+# near %: share of the nearer of both limits.
+OP_COLUMNS = {"op": 14, "ms": 8, "% of ms": 7, "MB": 8, "GB/s": 6, "read %": 6, "Gflop/s": 7, "peak %": 6,
+              "near %": 6}  # fmt: skip
+# × largest, × best: of the first method's samples a minute with its largest batch, and with its best.
+BATCH_COLUMNS = {"rows": 6, "ms": 8, "tokens/s": 8, "cache MB": 8, "samples/min": 11, "× largest": 9, "× best": 7,
+                 "method": 6}  # fmt: skip
 
 
-def table(results: Iterable[dict[str, Any]] = ()) -> Table:
-    """A row a measurement: its time, and what it reads and computes as shares of what the machine does at most.
-
-    evict %: share of the time that went into compactions; logits: hash of the last step's.
-    """
-    align = "<" + ">" * (len(COLUMNS) - 1)
-    return Table(list(COLUMNS), [cells(r) for r in results], list(COLUMNS.values()), align)
-
-
-def cells(r: dict[str, Any]) -> tuple[str, ...]:
-    """One row of `table`."""
-    ms = f"{1e3 * r['seconds']:.2f}"
+def title(r: dict[str, Any]) -> str:
+    """What was measured."""
     if r["kind"] == "compaction":
-        what = f"compaction, {r['slots']} slots, {100 * r['pairs_share']:.1f} % of pairs"
-        return (what, ms, *[""] * (len(COLUMNS) - 2))
-    decoding = r["kind"] == "decode"
-    read, macs = r["bytes"] / r["seconds"], r["macs"] / r["seconds"]
-    return (
-        f"decode, {r['rows']} rows, context {r['context']}" if decoding else f"prefill of {r['tokens']}",
-        ms, f"{r['tokens'] / r['seconds']:.1f}",
-        f"{read / 1e9:.2f}", f"{100 * read / r['read_bytes_per_second']:.0f}",
-        f"{2 * macs / 1e9:.1f}", f"{100 * macs / r['macs_per_second']:.0f}",
-        f"{r['peak_bytes'] / 1e6:.1f}" if decoding else "", f"{100 * r['evict_share']:.2f}" if decoding else "",
-        r["hash"] if decoding else "",
-    )  # fmt: skip
+        return f"compaction, {r['slots']} slots, {100 * r['pairs_share']:.1f} % of pairs"
+    return f"decode, {r['rows']} rows, context {r['context']}" if r["kind"] == "decode" else f"prefill of {r['tokens']}"
+
+
+def rates(what: dict[str, Any], limits: dict[str, Any]) -> tuple[str, str, str, str]:
+    """GB/s, its share, Gflop/s, its share."""
+    read, macs = what["bytes"] / what["seconds"], what["macs"] / what["seconds"]
+    return (f"{read / 1e9:.2f}", f"{100 * read / limits['read_bytes_per_second']:.0f}",
+            f"{2 * macs / 1e9:.1f}", f"{100 * macs / limits['macs_per_second']:.0f}")  # fmt: skip
+
+
+def cells(r: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The row of `COLUMNS`, or of `BATCH_COLUMNS`, that says what was measured."""
+    ms, method = f"{1e3 * r['seconds']:.2f}", r.get("method", "")
+    if r["kind"] == "compaction":
+        return [(title(r), ms, *[""] * (len(COLUMNS) - 3), method)]
+    per_second = f"{r['tokens'] / r['seconds']:.1f}"
+    if r["kind"] == "batch":
+        held = f"{r['rows'] * r['row_bytes'] / 1e6:.1f}"
+        shares = (f"{r[name]:.2f}" for name in ("samples_per_minute", "of_largest", "of_best"))
+        return [(str(r["rows"]), ms, per_second, held, *shares, method)]
+    own = ("",) * 4
+    if r["kind"] == "decode":
+        own = f"{r['peak_bytes'] / 1e6:.1f}", f"{100 * r['evict_share']:.2f}", r["hash"], f"{r['speedup']:.2f}"
+    return [(title(r), ms, per_second, *rates(r, r), *own, method)]
+
+
+def op_cells(r: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of `OP_COLUMNS` that say what was measured, and of each op."""
+    total = sum(op["seconds"] for op in r["ops"])
+    found = [(", ".join(filter(None, (title(r), r.get("method", "")))), *[""] * (len(OP_COLUMNS) - 1))]
+    for op in r["ops"]:
+        moved = (f"{op['bytes'] / 1e6:.2f}", *rates(op, r), f"{100 * op['share']:.0f}") if op["bytes"] else ("",) * 6
+        found.append((f"  {op['op']}", f"{1e3 * op['seconds']:.3f}", f"{100 * op['seconds'] / total:.1f}", *moved))
+    return found

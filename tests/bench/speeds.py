@@ -44,20 +44,15 @@ def random_model(config: ModelConfig, device: str) -> Model:
     return Model(core, config, None, "random", {}, threads)
 
 
-def sized(model: Model, method: Method, limit: float, tokens: int) -> tuple[int, int]:
-    """Rows of so many tokens that a cache of `limit` bytes holds, and bytes of one."""
-    config = model.config
-    chosen = method.as_dict((config.n_layers, config.n_kv_heads))
-    session = _skipkv.Session(model._core, cache="bf16", method=chosen)
-    each = session.row_bytes(tokens, 1 if method.compacts else tokens)
-    return max(1, int(limit // each)), each
+def decode(model: Model, rows: int, context: int, method: Method, steps: int) -> dict[str, Any]:
+    return speed.decode(model, rows, context, [method], "bf16", steps, 1)[0]
 
 
-def largest_batch(model: Model, method: Method, limit: float, tokens: int, steps: int) -> dict[str, Any]:
+def largest_batch(model: Model, method: Method, limit: int, tokens: int, steps: int) -> dict[str, Any]:
     """A step of the largest batch whose samples of `tokens` tokens fit, half-way through them."""
-    rows, each = sized(model, method, limit, tokens)
-    found = speed.decode(model, rows, tokens // 2, method, "bf16", steps, 1)
-    per_minute = 60 * rows / (tokens * found["seconds"])
+    rows, each = speed.largest_batch(model, method, "bf16", limit, tokens)
+    found = decode(model, rows, tokens // 2, method, steps)
+    per_minute = speed.samples_per_minute(rows, tokens, found["seconds"])
     return found | {"row_bytes": each, "limit_bytes": limit, "samples_per_minute": per_minute}
 
 
@@ -85,7 +80,7 @@ def compaction(model: Model, method: Method, rows: int, repeats: int) -> dict[st
     """
     budget = int(np.max(method.budget))
     bench = speed._Bench(model, method, "bf16", rows, budget)
-    open_rows = bench.fill(budget + method.interval * (repeats + 2), 1)
+    open_rows = bench.fill(budget + method.interval * (repeats + 2))
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     while len(found[True]) <= repeats:
         done, before = bench.session.state(open_rows[0])["compactions"], bench.session.ledger()["evict_seconds"]
@@ -134,7 +129,7 @@ def ours(args: argparse.Namespace) -> Iterator[Job]:
     methods = [Full(), parse_method(f"skipkv:{sizes}")]
     steps, (prompt, short, long) = (2, QUICK) if small else (8, TOKENS)
     few, many = ([1, 3], [5]) if small else ([1, 10, 100], [50, 256])
-    limit = 2e6 if small else args.cache_gb * 1e9
+    limit = 2_000_000 if small else int(args.cache_gb * 1e9)
 
     def limits() -> dict[str, Any]:
         read, macs = model._core.limits(1 << 20 if small else speed.LIMIT_BYTES, model.threads)
@@ -144,7 +139,7 @@ def ours(args: argparse.Namespace) -> Iterator[Job]:
     def decodes(counts: list[int], context: int) -> Iterator[Job]:
         for rows, method in itertools.product(counts, methods):
             yield (f"decode, {method.name}, {rows} rows, context {context}",
-                   functools.partial(speed.decode, model, rows, context, method, "bf16", steps, 1))  # fmt: skip
+                   functools.partial(decode, model, rows, context, method, steps))  # fmt: skip
 
     yield "the device's own rates", limits
     yield from decodes(few, short)

@@ -20,6 +20,7 @@ from skipkv import viz
 from skipkv.cli import main
 from skipkv.commands import generate
 from skipkv.commands.bench import MOST
+from skipkv.engine import MEMORY_MAX
 from skipkv.eval import speed
 from skipkv.methods import CLASSES, PARAMETERS, SHARED_PARAMETERS, TABLE
 from skipkv.steering import parse_run, save_vectors
@@ -193,6 +194,11 @@ BAD = [
     (["bench", "--random-weights", "gpt"], f"shape is 'gpt'; allowed: {', '.join(speed.SHAPES)}"),
     (["bench", "tiny", "--device", "gpu"], "device is 'gpu'; allowed: cpu, cuda, cuda:N"),
     (["bench", "--random-weights", "smollm2-135m", "--device", "gpu"], "device is 'gpu'; allowed: cpu, cuda, cuda:N"),
+    (["bench", "tiny", "--methods", ";"], "methods is ';'; allowed: methods separated by \";\""),
+    (["bench", *TINY, "--contexts", "4090"], "contexts is 4090; allowed: integers from 1 to 4047"),
+    (["bench", "tiny", "--memory-limit", "0"], f"memory_limit is 0; allowed: integers from 1 to {MEMORY_MAX}"),
+    (["bench", *TINY, "--memory-limit", "9", "--length", "35"],
+     "length is 35; allowed: integers from 36 to 4096"),
     (["bench", "tiny", "--rows", "1;2"], "rows is '1;2'; allowed: integers separated by commas"),
     *((["bench", "tiny", f"--{name}", value], f"{name} is {value}; allowed: integers from 1 to {most}")
       for name, most in MOST.items() for value in ("0", f"{most + 1}", "9" * 30)),

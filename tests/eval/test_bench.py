@@ -21,12 +21,18 @@ def small(monkeypatch):
     return config
 
 
+@pytest.fixture
+def quick(small, monkeypatch):
+    """That shape beside limits that were not measured."""
+    monkeypatch.setattr(speed, "machine_limits", lambda model: (2e9, 3e9))
+
+
 SETTINGS = ["--threads", 1, "--rows", "1,3", "--contexts", "40,100", "--prefill", 70, "--steps", 4, "--repeats", 2]
 
 
 def test_bench_measures_what_it_says(skip, small):
     method = "skipkv:budget=24,interval=16"
-    argv = ["bench", "--random-weights", "small", *SETTINGS, "--quiet", "--json", "--method", method]
+    argv = ["bench", "--random-weights", "small", *SETTINGS, "--quiet", "--json", "--methods", method]
     status, out, err = skip(*argv)
     assert (status, err) == (0, "")
     found = json.loads(out)
@@ -56,8 +62,83 @@ def test_bench_measures_what_it_says(skip, small):
     assert {a["bytes"] - b["bytes"] for a, b in zip(decodes, smaller, strict=True)} == {30 / 32 * (weights + 300 * 64)}
 
 
+def bench(skip, *argv):
+    status, out, err = skip("bench", "--random-weights", "small", *SETTINGS, "--quiet", "--json", *argv)
+    assert (status, err) == (0, "")
+    return json.loads(out)["results"]
+
+
+def test_methods_take_turns_and_each_says_what_it_would_say_alone(skip, quick):
+    methods = ["skipkv:budget=24,interval=16", "full", "h2o:budget=24,interval=16"]
+    _, *found = bench(skip, "--methods", ";".join(methods))
+    assert [r["method"] for r in found] == [*methods * 4, methods[0], methods[2]]
+    for i, r in enumerate(found[:12]):
+        assert r["speedup"] == found[i - i % 3]["seconds"] / r["seconds"]
+    assert [r["hash"] for r in found[1:12:3]] == [r["hash"] for r in bench(skip)[1:]]
+
+
+def test_the_ops_of_a_step_by_hand(skip, quick, monkeypatch):
+    """2 layers, hidden 64, 4 heads and 2 KV heads of 16, ffn 96, vocabulary 300; bf16 weights, float activations."""
+    monkeypatch.setattr(speed, "FORWARD_TOKENS", 32)  # a prompt of three parts
+    prefill, *decodes, compaction = bench(skip, "--ops", "--cache", "q8", "--methods", "full;h2o:budget=24,interval=16")
+    full = next(r for r in decodes if (r["method"], r["rows"], r["context"]) == ("full", 3, 40))
+    slots = 3 * (40 + 1 + 2 * 4)  # of all rows, in a head
+    ops = {op["op"]: (op["bytes"], op["macs"]) for op in full["ops"]}
+    assert ops == {
+        "embed": (3 * 64 * (2 + 4), 0), "steer": (0, 0), "norm": (5 * 3 * 64 * 2 * 4, 0),
+        "q, k, v": (2 * (2 * 64 * 128 + 4 * 3 * (64 + 128)), 2 * 3 * 64 * 128),
+        "rope": (2 * 3 * 96 * 2 * 4, 0), "append": (2 * 3 * 64 * (4 + 1.25), 0),  # a scale for 16 numbers
+        "attention": (2 * (2 * 32 * slots * 1.25 + 4 * 3 * 2 * 64), 2 * 2 * 64 * slots),
+        "o": (2 * (2 * 64 * 64 + 4 * 3 * 128), 2 * 3 * 64 * 64), "add": (2 * 2 * 3 * 64 * 3 * 4, 0),
+        "gate, up": (2 * (2 * 64 * 192 + 4 * 3 * (64 + 192)), 2 * 3 * 64 * 192),
+        "silu": (2 * 3 * 96 * 3 * 4, 0), "down": (2 * (2 * 96 * 64 + 4 * 3 * (96 + 64)), 2 * 3 * 64 * 96),
+        "sentences": (3 * 64 * 4, 0), "last": (3 * 64 * 2 * 4, 0),
+        "head": (2 * 64 * 300 + 4 * 3 * (64 + 300), 3 * 64 * 300),
+    }  # fmt: skip
+    weights = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
+    assert prefill["macs"] == 70 * weights + 300 * 64 + 2 * 2 * 4 * 16 * 70 * 71 // 2
+    for r in (prefill, full):
+        assert sum(op["macs"] for op in r["ops"]) == r["macs"]
+        for op in r["ops"]:
+            rates = op["bytes"] / 2e9, op["macs"] / 3e9
+            assert op["share"] == max(rates) / op["seconds"]
+    h2o = {op["op"]: op["macs"] for r in decodes if r["method"] != "full" for op in r["ops"]}
+    assert h2o.keys() - ops.keys() == {"receive"} and 2 * h2o["receive"] == h2o["attention"]
+    assert [op["op"] for op in compaction["ops"]] == ["compare", "score", "select", "compact"]
+    assert sum(op["seconds"] for op in compaction["ops"]) < 2 * compaction["seconds"]
+    assert not any("ops" in r for r in bench(skip))
+
+
+def test_the_rows_that_one_memory_limit_holds(skip, quick):
+    """Pages of 64 slots, 2 × 2 heads: a sample of 160 tokens takes 3 pages in each, one of 24 + 16 slots takes 1."""
+    page = 64 * (2 * 2 * 16 + 4)  # keys and values of 16 numbers, a position
+    limit, method = 5 * 12 * page + 100, "skipkv:budget=24,interval=16"
+    argv = ["--memory-limit", limit, "--length", 160, "--methods", f"{method};full"]
+    found = bench(skip, *argv)
+    assert [(r["method"], r["rows"], r["row_bytes"]) for r in found] == [
+        *(("full", rows, 12 * page) for rows in (1, 2, 4, 5)),
+        *((method, rows, 4 * page) for rows in (1, 2, 4, 8, 15)),
+    ]
+    full = [r["samples_per_minute"] for r in found[:4]]
+    for r in found:
+        assert r["samples_per_minute"] == 60 * r["rows"] / (160 * r["seconds"])
+        assert r["of_largest"] == r["samples_per_minute"] / full[-1]
+        assert r["of_best"] == r["samples_per_minute"] / max(full) <= r["of_largest"]
+    refused = skip("bench", "--random-weights", "small", *SETTINGS, "--memory-limit", 12 * page - 1, "--length", 160)
+    said = f"full: a row of 160 tokens needs {12 * page} bytes of cache; memory_limit is {12 * page - 1}"
+    assert refused[0] == 2 and refused[2].splitlines()[-1] == f"skipkv: {said}"
+
+
+def test_rows_that_the_machine_has_no_memory_for_are_refused(skip, quick, monkeypatch):
+    monkeypatch.setattr(speed, "free_memory", lambda: 1000)
+    status, out, err = skip("bench", "--random-weights", "small", *SETTINGS, "--quiet")
+    need = 4 * 64 * (2 * 2 * 16 + 4) + 300 * 4
+    said = f"1 rows of 49 tokens need {need} bytes of cache and logits; 1000 are free"
+    assert status == 2 and "prefill of 70" in out and err == f"skipkv: {said}\n"
+
+
 def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
-    monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setattr(speed, "machine_limits", lambda model: (2e9, 3e9))
     argv = ["bench", "tiny", "--quiet", *SETTINGS, "--rows", 2, "--contexts", 40]
     status, out, err = skip(*argv, "--json")
     found = json.loads(out)
@@ -72,3 +153,8 @@ def test_bench_runs_on_tiny_and_tells_people(skip, monkeypatch):
     assert skip(*argv, "--dtype", "q8")[1].startswith("tiny, q8 weights, bf16 cache, ")
     figures = r" +[\d.]+ +[\d.]+ +[\d.]+ +\d+ +[\d.]+ +\d+"  # ms, tokens/s, GB/s, its share, Gflop/s, its share
     assert all(re.search(figures, line) for line in lines)
+    ops = skip(*argv, "--ops")[1].splitlines()[3:]
+    assert ops[0].split()[:2] == ["op", "ms"] and ops[1] == "prefill of 70"
+    assert "decode, 2 rows, context 40, full" in ops and re.fullmatch(r"  gate, up" + r" +[\d.]+" * 8, ops[11])
+    batches = skip(*argv, "--memory-limit", 10**6, "--length", 64)[1].splitlines()[3:]
+    assert batches[0].split()[:2] == ["rows", "ms"] and re.fullmatch(r" +1" + r" +[\d.]+" * 6 + "  full", batches[1])
