@@ -10,7 +10,7 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,20 @@ def random_model(
     if shape not in SHAPES:
         raise ConfigError(f"shape is {shape!r}; allowed: {', '.join(SHAPES)}")
     config = SHAPES[shape]
+    return model_of(config, random_tensors(config, seed), dtype, threads, device, f"random {shape}")
+
+
+def model_of(
+    config: ModelConfig, tensors: Iterable[tuple[str, np.ndarray]], dtype: str = "bf16", threads: int | None = None,
+    device: str = "cpu", name: str = "random",
+) -> Model:  # fmt: skip
+    """A model of these tensors, float32 or the bits of bf16 as uint16, without a tokenizer."""
     count = count_threads(threads)
     core = _skipkv.Model(config.as_dict(), dtype, *devices.find(device))
-    for name, values in random_tensors(config, seed):
-        core.bind(name, "f32", values.shape, values.reshape(-1).view(np.uint8), count)
-    return Model(core, config, None, f"random {shape}", {}, count)
+    for tensor, values in tensors:
+        stored = "bf16" if values.dtype == np.uint16 else "f32"
+        core.bind(tensor, stored, values.shape, values.reshape(-1).view(np.uint8), count)
+    return Model(core, config, None, name, {}, count)
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:

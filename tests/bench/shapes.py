@@ -1,6 +1,7 @@
-"""Shapes that the CUDA backend is measured with, beside those of `skipkv bench`."""
+"""Shapes that are measured, beside those of `skipkv bench`, and what transformers calls them."""
 
 from dataclasses import replace
+from typing import Any
 
 from skipkv.eval import speed
 from skipkv.load.config import ModelConfig
@@ -20,3 +21,15 @@ SHAPES = speed.SHAPES | {
     "head-256": replace(_QWEN_7B, n_heads=16, n_kv_heads=4, head_dim=256),
     "head-512": replace(_QWEN_7B, n_heads=8, n_kv_heads=4, head_dim=512),
 }
+
+
+def transformers_config(config: ModelConfig) -> Any:
+    """The same shape, of a model of transformers."""
+    import transformers
+
+    return transformers.AutoConfig.for_model(
+        config.family, vocab_size=config.vocab, hidden_size=config.hidden, intermediate_size=config.ffn,
+        head_dim=config.head_dim, num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads, max_position_embeddings=config.context, rms_norm_eps=config.norm_eps,
+        tie_word_embeddings=config.tied, rope_theta=config.rope_theta,
+    )  # fmt: skip

@@ -16,32 +16,27 @@ from typing import Any
 
 import numpy as np
 
-from skipkv import CapacityError, _skipkv, devices
-from skipkv.engine import count_threads
+from skipkv import CapacityError, _skipkv
 from skipkv.eval import speed
 from skipkv.load.config import ModelConfig
 from skipkv.methods import Full, Method, parse_method
 from skipkv.model import Model
 from tests.bench.gpu import LEAST, Skipped, write
-from tests.bench.shapes import SHAPES
+from tests.bench.shapes import SHAPES, transformers_config
 
 TOKENS, QUICK = (2048, 1024, 8192), (48, 24, 64)  # of a prompt, of a short and of a long context
 SAMPLE = 8192  # tokens of a sample, where batches are as large as they can be
 
 
-def random_model(config: ModelConfig, device: str) -> Model:
-    """As `speed.random_model`, but bf16 numbers of one pool again and again: 15 GB of fresh ones take minutes."""
-    threads = count_threads(None)
-    core = _skipkv.Model(config.as_dict(), "bf16", *devices.find(device))
+def random_tensors(config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """As `speed.random_tensors`, but bf16 numbers of one pool again and again: 15 GB of fresh ones take minutes."""
     pool = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
     for name, size, is_matrix in _skipkv.tensors(config.as_dict()):
         if is_matrix:
             scaled = (pool / np.float32(np.sqrt(size[1]))).view(np.uint32) >> 16
-            values = np.resize(scaled.astype(np.uint16), int(np.prod(size)))
+            yield name, np.resize(scaled.astype(np.uint16), size)
         else:
-            values = np.full(size, 0x3F80 if name.endswith("norm.weight") else 0, np.uint16)  # 1 or 0
-        core.bind(name, "bf16", size, values.view(np.uint8), threads)
-    return Model(core, config, None, "random", {}, threads)
+            yield name, np.full(size, 0x3F80 if name.endswith("norm.weight") else 0, np.uint16)  # 1 or 0
 
 
 def decode(model: Model, rows: int, context: int, method: Method, steps: int) -> dict[str, Any]:
@@ -62,14 +57,9 @@ def transformers_model(config: ModelConfig, where: str) -> Any:
     import torch
     import transformers
 
-    shape = transformers.Qwen2Config(
-        vocab_size=config.vocab, hidden_size=config.hidden, intermediate_size=config.ffn, head_dim=config.head_dim,
-        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
-        max_position_embeddings=config.context,
-    )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(where):
-        return transformers.Qwen2ForCausalLM(shape).eval()
+        return transformers.AutoModelForCausalLM.from_config(transformers_config(config)).eval()
 
 
 def compaction(model: Model, method: Method, rows: int, repeats: int) -> dict[str, Any]:
@@ -124,7 +114,8 @@ Job = tuple[str, Callable[[], dict[str, Any]]]
 def ours(args: argparse.Namespace) -> Iterator[Job]:
     """The most telling first; what comes first is what the others are held against."""
     small = args.quick
-    model = random_model(SHAPES[args.shape], "cuda")
+    config = SHAPES[args.shape]
+    model = speed.model_of(config, random_tensors(config), device="cuda")
     sizes = "budget=32,interval=16" if small else "budget=1024,interval=128"
     methods = [Full(), parse_method(f"skipkv:{sizes}")]
     steps, (prompt, short, long) = (2, QUICK) if small else (8, TOKENS)
