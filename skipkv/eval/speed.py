@@ -109,6 +109,7 @@ def op_costs(model: Model, cache: str, tokens: int, rows: int, slots: float, pai
 
     Weights, slots and activations are counted once where they are read and once where they are written, activations
     although they may stay in a processor's own cache; only products of matrices and attention are counted as macs.
+    Nothing is steered, and without a vocabulary no sentence is added up.
 
     Parameters
     ----------
@@ -138,8 +139,8 @@ def op_costs(model: Model, cache: str, tokens: int, rows: int, slots: float, pai
         "attention": (c.n_layers * (2 * kv * slots * number + 8 * tokens * q), c.n_layers * 2 * q * pairs),
         "receive": (c.n_layers * (kv * slots * number + 4 * tokens * q), c.n_layers * q * pairs),
         "o": linear(q, c.hidden), "add": moved(3 * c.hidden, 2 * c.n_layers), "gate, up": linear(c.hidden, 2 * c.ffn),
-        "silu": moved(3 * c.ffn), "down": linear(c.ffn, c.hidden), "sentences": moved(c.hidden, 1),
-        "last": (8 * rows * c.hidden, 0), "head": linear(c.hidden, c.vocab, rows, bool(rows)),
+        "silu": moved(3 * c.ffn), "down": linear(c.ffn, c.hidden), "last": (8 * rows * c.hidden, 0),
+        "head": linear(c.hidden, c.vocab, rows, bool(rows)),
     }  # fmt: skip
 
 
