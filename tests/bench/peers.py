@@ -142,8 +142,9 @@ class LlamaCpp:
         import llama_cpp
 
         self.lib, self.args, self.vocab = llama_cpp, args, SHAPES[args.shape].vocab
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept, as it is called
-        llama_cpp.llama_log_set(self.quiet, None)
+        self.said: list[str] = []
+        self.log = llama_cpp.llama_log_callback(lambda level, text, _: self.said.append(text.decode()))  # kept: called
+        llama_cpp.llama_log_set(self.log, None)
         llama_cpp.llama_backend_init()
         self.model = self.checked(llama_cpp.llama_model_load_from_file(
             str(Path(args.files, kind)).encode(), llama_cpp.llama_model_default_params()
@@ -151,10 +152,9 @@ class LlamaCpp:
         self.contexts: dict[str, Any] = {}
         self.rng = np.random.default_rng(1)
 
-    @staticmethod
-    def checked(made: Any) -> Any:
+    def checked(self, made: Any) -> Any:
         if not made:
-            raise RuntimeError("llama.cpp refused")
+            raise RuntimeError(f"llama.cpp: {''.join(self.said[-4:])}")
         return made
 
     def about(self) -> str:
