@@ -90,7 +90,9 @@ def measurements(
     """Columns, the rows under them that tell a result, and the results."""
     if args.memory_limit:
         methods = [Full(), *(method for method in methods if method != Full())]
-        results = speed.batches(model, methods, args.cache, args.memory_limit, args.length, args.steps, args.repeats)
+        results = speed.batches(
+            model, methods, args.cache, args.memory_limit, args.length, args.steps, args.repeats, not args.quiet
+        )
         return speed.BATCH_COLUMNS, speed.cells, results
     results = speed.measure(
         model, methods, cache=args.cache, rows=given["rows"], contexts=given["contexts"], prefill_tokens=args.prefill,

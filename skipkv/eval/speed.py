@@ -328,30 +328,32 @@ def samples_per_minute(rows: int, length: int, seconds: float) -> float:
 
 
 def batches(
-    model: Model, methods: Sequence[Method], cache: str, limit: int, length: int, steps: int, repeats: int
-) -> list[dict[str, Any]]:
+    model: Model, methods: Sequence[Method], cache: str, limit: int, length: int, steps: int, repeats: int,
+    progress: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Samples a minute of 1, 2, 4 … rows up to the largest batch that fits `limit` bytes, of the methods in turns.
 
     A sample is `length` decoded tokens. Its mean step is measured half-way through it, where the full cache is as long
-    as on average; to it comes what one compaction of each row costs in an interval. The text of a prompt, and rows
-    that end before others, cost nothing here.
+    as on average; to it comes its share of what the compactions of each row cost, measured with one row. The text of
+    a prompt, and rows that end before others, cost nothing here.
     """
     context, jobs, benches = length // 2, [], []
     for method in methods:
         most, each = largest_batch(model, method, cache, limit, length)
-        compacting = compaction(model, method, cache, repeats)["seconds"] / method.interval if method.compacts else 0
+        n_compactions = max(0, length - int(np.max(method.budget))) / method.interval if method.compacts else 0
+        compacting = n_compactions and compaction(model, method, cache, repeats)["seconds"] * n_compactions / length
         bench = _Bench(model, method, cache, most + 1, context)  # one more: what the others are copies of
         benches.append(bench)
         check_room(model, benches, length)
         source = bench.open(length)
         counts = sorted({1 << i for i in range(most.bit_length())} | {most})
         jobs += [(bench, source, rows, each, compacting, []) for rows in counts]
-    for _ in range(repeats):
-        for bench, source, rows, _, _, times in jobs:
-            forks = [bench.session.fork(source, length, i) for i in range(rows)]
-            times += [bench.step(forks) for _ in range(steps + 1)][1:]
-            for row in forks:
-                bench.session.close(row)
+    turns = tqdm(jobs * repeats, unit="measurement", leave=False, disable=no_bar(progress), file=sys.stderr)
+    for bench, source, rows, _, _, times in turns:
+        forks = [bench.session.fork(source, length, i) for i in range(rows)]
+        times += [bench.step(forks) for _ in range(steps + 1)][1:]
+        for row in forks:
+            bench.session.close(row)
     found = []
     for bench, _, rows, each, compacting, times in jobs:
         seconds = statistics.median(times) + rows * compacting

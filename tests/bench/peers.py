@@ -35,6 +35,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -127,8 +128,9 @@ class Ours:
         return f"skipkv, {self.model._core.variant}"
 
     def prepare(self, name: str, kind: str, rows: int, n: int) -> None:
-        bench = speed._Bench(self.model, Full(), "bf16", rows, n)
-        self.open[name] = bench, kind == "decode" and bench.fill(n + (self.args.steps + 1) * self.args.rounds)
+        if kind == "decode":
+            bench = speed._Bench(self.model, Full(), "bf16", rows, n)
+            self.open[name] = bench, bench.fill(n + (self.args.steps + 1) * self.args.rounds)
 
     def turn(self, name: str, kind: str, rows: int, n: int) -> list[float]:
         if kind == "prefill":
@@ -158,7 +160,8 @@ class LlamaCpp:
         return made
 
     def about(self) -> str:
-        return f"llama-cpp-python {self.lib.__version__}"
+        features = re.findall(r"(\w+) = 1", self.lib.llama_print_system_info().decode())
+        return f"llama-cpp-python {self.lib.__version__}, {' '.join(features)}"
 
     def context(self, rows: int, n: int) -> Any:
         """A context of rows with room for n tokens each."""
@@ -335,7 +338,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, dict[st
 
 
 def table(found: dict[str, dict[str, list[list[float]]]], context: int) -> list[str]:
-    lines = ["| measurement | engine | ms | tokens/s | as fast | is |", "|---|---|---:|---:|---|---|"]
+    lines = ["| measurement | engine | ms | tokens/s | against | which is so many times as fast |",
+             "|---|---|---:|---:|---|---|"]  # fmt: skip
     for name, (kind, rows, n) in measurements(context).items():
         for engine, seconds in found[name].items():
             ours = ENGINES[engine]

@@ -1,5 +1,6 @@
 """skipkv bench: what it says it measured, and that it says the same again."""
 
+import functools
 import json
 import re
 
@@ -11,13 +12,14 @@ from skipkv.load.config import ModelConfig
 
 @pytest.fixture
 def small(monkeypatch):
-    """A shape of some thousand weights, and limits measured in a moment."""
+    """A shape of some thousand weights, and limits measured in a moment, once for a model."""
     config = ModelConfig(
         "qwen2", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, hidden=64, ffn=96, vocab=300, context=512,
         norm_eps=1e-6, tied=True, qkv_bias=True, rope_theta=1e4,
     )  # fmt: skip
     monkeypatch.setitem(speed.SHAPES, "small", config)
     monkeypatch.setattr(speed, "LIMIT_BYTES", 8 << 20)
+    monkeypatch.setattr(speed, "machine_limits", functools.cache(speed.machine_limits))
     return config
 
 
