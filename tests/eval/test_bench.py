@@ -131,6 +131,16 @@ def test_the_rows_that_one_memory_limit_holds(skip, quick):
     assert refused[0] == 2 and refused[2].splitlines()[-1] == f"skipkv: {said}"
 
 
+def test_a_sample_bears_its_share_of_its_compactions(skip, quick, monkeypatch):
+    """(160 − 24) / 16 compactions in 160 steps; none where a sample ends before its budget is full."""
+    monkeypatch.setattr(speed, "compaction", lambda *_: {"seconds": 1000.0})
+    argv = ["--memory-limit", 10**6, "--length", 160, "--methods"]
+    found = bench(skip, *argv, "skipkv:budget=24,interval=16;skipkv:budget=160,interval=16")
+    for r in found:
+        least = r["rows"] * 1000 * 8.5 / 160 if "budget=24" in r["method"] else 0
+        assert least < r["seconds"] < least + 10
+
+
 def test_rows_that_the_machine_has_no_memory_for_are_refused(skip, quick, monkeypatch):
     monkeypatch.setattr(speed, "free_memory", lambda: 1000)
     status, out, err = skip("bench", "--random-weights", "small", *SETTINGS, "--quiet")
