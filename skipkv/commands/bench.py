@@ -31,9 +31,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=16, help="decode steps a measurement")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each method")
     parser.add_argument("--methods", default="full", help=f"{METHOD_HELP}; several with ; between take turns")
-    parser.add_argument("--ops", action="store_true", help="each op of a step, of a prompt and of a compaction: bytes "
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--ops", action="store_true", help="each op of a step, of a prompt and of a compaction: bytes "
                         "moved, multiply-accumulates, share of the nearer limit")  # fmt: skip
-    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the cache: samples a minute of full and "
+    tables.add_argument("--memory-limit", type=int, metavar="BYTES", help="of the cache: samples a minute of full and "
                         "of the methods, from one row to the largest batch")  # fmt: skip
     parser.add_argument("--length", type=int, default=2048, help="decoded tokens of a sample, with --memory-limit")
     add_device(parser)
@@ -57,13 +58,7 @@ def run(args: argparse.Namespace) -> int:
         model = speed.random_model(args.random_weights, args.dtype, args.threads, device=args.device)
     else:
         model = load_model(args)
-    longest = model.config.context
-    if args.memory_limit:
-        integer("length", args.length, 2 * args.steps + 4, longest)
-    else:
-        integer("prefill", args.prefill, 1, longest)
-        for context in given["contexts"]:
-            integer("contexts", context, 1, longest - args.steps * args.repeats - 1)
+    check_context(args, model, methods, given["contexts"])
     limits = speed.machine_limits(model)
     head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
             "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
@@ -81,6 +76,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(head | {"results": found}))
     return 0
+
+
+def check_context(args: argparse.Namespace, model: Model, methods: list[Method], contexts: list[int]) -> None:
+    """Refuse now what the model has no context for."""
+    longest, steps = model.config.context, args.steps * args.repeats + 1
+    if args.memory_limit:
+        integer("length", args.length, 2 * args.steps + 4, longest)
+    else:
+        integer("prefill", args.prefill, 1, longest)
+        if max(contexts) + steps > longest:
+            room = f"integers that leave room for {steps} steps in the model's context of {longest}"
+            raise ConfigError(f"contexts is {max(contexts)}; allowed: {room}")
+    for method in methods:
+        if method.compacts and (need := speed.compaction_tokens(method, args.repeats)) > longest:
+            raise ConfigError(f"{method} takes {need} tokens to measure; the model's context is {longest}")
 
 
 def measurements(

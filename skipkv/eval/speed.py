@@ -293,12 +293,17 @@ def _decoded(bench: _Bench, open_rows: list[int], times: list[float], before: fl
     }  # fmt: skip
 
 
+def compaction_tokens(method: Method, repeats: int) -> int:
+    """Tokens of the row that `compaction` feeds."""
+    return int(np.max(method.budget)) + method.interval * (repeats + 3)
+
+
 def compaction(model: Model, method: Method, cache: str, repeats: int, timed: bool = False) -> dict[str, Any]:
     """Seconds of one compaction of one row, all layers, from budget + interval slots; `timed`: also of its parts."""
     budget, interval = int(np.max(method.budget)), method.interval
     bench = _Bench(model, method, cache, 1, budget, timed)
     seconds, laps, pairs, slots = [], [], 0, 0
-    row = bench.session.open(budget + interval * (repeats + 3), n_prompt=1)
+    row = bench.session.open(compaction_tokens(method, repeats), n_prompt=1)
     while len(seconds) < repeats + 1:
         n = bench.session.chunk(row, min(FORWARD_TOKENS, budget + interval))
         before, counted = bench.session.ledger()["evict_seconds"], bench.session.state(row)
