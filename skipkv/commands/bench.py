@@ -50,14 +50,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads, "
               f"{method}")  # fmt: skip
         print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s\n\n{table.head}", flush=True)
-    results = []
-    for result in speed.measure(
-        model, method, cache=args.cache, rows=given["rows"], contexts=given["contexts"], prefill_tokens=args.prefill,
-        steps=args.steps, repeats=args.repeats, limits=limits, progress=not args.quiet,
-    ):  # fmt: skip
-        results.append(result)
-        if not args.json:
-            tqdm.write(table.line(speed.cells(result)))
+    results, status = [], 0
+    try:
+        for result in speed.measure(
+            model, method, cache=args.cache, rows=given["rows"], contexts=given["contexts"],
+            prefill_tokens=args.prefill, steps=args.steps, repeats=args.repeats, limits=limits,
+            progress=not args.quiet,
+        ):  # fmt: skip
+            results.append(result)
+            if not args.json:
+                tqdm.write(table.line(speed.cells(result)))
+    except KeyboardInterrupt:
+        status = 130
     if args.json:
         print(json.dumps(head | {"results": results}))
-    return 0
+    return status
