@@ -3,6 +3,7 @@ and cuBLAS when it is used. One binary holds every CPU variant; which one runs i
 
 SKIPKV_CUDA=0 builds no CUDA backend, 1 fails where something for it is missing; else it is built where nvcc is.
 SKIPKV_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
+SKIPKV_TEST=1 builds an allocator that a test can make fail.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ VARIANTS = {
 }
 VARIANTS["kernels_avx512vnni.c"] = [*VARIANTS["kernels_avx512.c"], "-mavx512vnni"]
 X86 = platform.machine() in ("x86_64", "AMD64")
-SANITIZE = os.environ.get("SKIPKV_SANITIZE") == "1"
+SANITIZE, TEST = (os.environ.get(f"SKIPKV_{name}") == "1" for name in ("SANITIZE", "TEST"))
 # -O1: with what sanitizers add, the kernels take minutes to optimise further
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 FLAGS = [
@@ -173,6 +174,7 @@ if __name__ == "__main__":
                 sources,
                 include_dirs=[numpy.get_include()],
                 depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
+                define_macros=[("SKIPKV_TEST", None)] if TEST else [],
                 extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
                 extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
             )

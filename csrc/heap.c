@@ -16,6 +16,26 @@ typedef struct block_header {
     size_t mapped; /* bytes mapped at base; 0: from malloc */
 } block_header;
 
+#ifdef SKIPKV_TEST
+static _Thread_local long left, held;
+
+/* The k-th allocation from now on fails, 0: none; returns how many were left before that of the last k. */
+__attribute__((visibility("default"))) long skv_test_refuse(long k) {
+    const long before = left;
+    left = k;
+    return before;
+}
+
+/* Blocks that this thread has allocated and not freed. */
+__attribute__((visibility("default"))) long skv_test_blocks(void) { return held; }
+
+static bool refuses(void) { return left && !--left; }
+static void hold(long n) { held += n; }
+#else
+static bool refuses(void) { return false; }
+static void hold(long n) { (void)n; }
+#endif
+
 size_t skv_mul(size_t a, size_t b) {
     size_t product;
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
@@ -30,7 +50,7 @@ static char *align_up(char *p, size_t alignment) { return p + (alignment - (uint
 
 void *skv_alloc(skv_heap *heap, size_t count, size_t size) {
     size = skv_mul(count, size);
-    if (size > SIZE_MAX / 2) return NULL;
+    if (size > SIZE_MAX / 2 || refuses()) return NULL;
     block_header header = {.size = size};
     char *block;
     if (size < HUGE_PAGE) {
@@ -47,6 +67,7 @@ void *skv_alloc(skv_heap *heap, size_t count, size_t size) {
         madvise(block, size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
     }
     memcpy(block - HEADER, &header, sizeof header);
+    hold(1);
     heap->n_calls++;
     heap->live_bytes += size;
     if (heap->live_bytes > heap->peak_bytes) heap->peak_bytes = heap->live_bytes;
@@ -57,6 +78,7 @@ void skv_free(skv_heap *heap, void *block) {
     if (!block) return;
     block_header header;
     memcpy(&header, (char *)block - HEADER, sizeof header);
+    hold(-1);
     heap->n_calls++;
     heap->live_bytes -= header.size;
     if (header.mapped)

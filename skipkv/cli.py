@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,6 +48,27 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 2 refused, 130 interrupted."""
+    hook, timers = sys.unraisablehook, []
+
+    def drop(dropped: Any) -> None:  # a Ctrl-C within a destructor would be told with a traceback, and the work go on
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            timers.append(threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]))
+            timers[-1].start()
+        else:
+            hook(dropped)
+
+    sys.unraisablehook = drop
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
+
+
+def _main(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     args.argv = sys.argv[1:] if argv is None else argv
     quiet = getattr(args, "quiet", False)

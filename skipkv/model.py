@@ -154,18 +154,18 @@ class Model(Engine):
         """
         run = self._run(prompts, method, steering, **options)
         total, tokens, quiet = len(run.queue), 0, no_bar(progress)
-        with Interrupt() as interrupt, tqdm(total=total, unit="text", desc=str(run.method), disable=quiet) as bar:
-            try:
+        try:
+            with Interrupt() as interrupt, tqdm(total=total, unit="text", desc=str(run.method), disable=quiet) as bar:
                 for event in run.steps(interrupt):
                     tokens += 1
                     if event.generation:
                         bar.update()
                     if tokens % 16 == 0:
                         bar.set_postfix(tokens=tokens, refresh=False)
-            except BaseException as error:
-                error.outputs = run.results()  # nothing that was finished is lost
-                raise
-        return run.results()
+                return run.results()
+        except BaseException as error:
+            error.outputs = run.results()  # nothing that was finished is lost
+            raise
 
     @_with_options
     def stream(

@@ -29,6 +29,7 @@ PyObject *py_method_needs(PyObject *module, PyObject *dict) {
     py_custom custom = {0};
     if (py_method(module, dict, &method, &custom, &held)) return NULL;
     Py_XDECREF(held);
+    Py_XDECREF(custom.function);
     return PyLong_FromUnsignedLong(skv_method_needs(&method));
 }
 
@@ -47,6 +48,7 @@ PyObject *py_check_method(PyObject *module, PyObject *args) {
     else
         result = Py_NewRef(Py_None);
     Py_XDECREF(held);
+    Py_XDECREF(custom.function);
     return result;
 }
 
@@ -174,6 +176,7 @@ cleanup:
     Py_XDECREF(a.penalties);
     Py_XDECREF(a.sums);
     Py_XDECREF(held);
+    Py_XDECREF(custom.function);
     return result;
 }
 

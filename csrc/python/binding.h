@@ -23,17 +23,21 @@ typedef struct module_state {
 
 typedef struct py_model {
     PyObject_HEAD skv_model *model;
+    int busy; /* a tensor is bound without the GIL */
 } py_model;
 
 extern PyType_Spec py_model_spec, py_session_spec;
 
-/* The one funnel from status codes to exceptions. Returns NULL. */
+/* The one funnel from status codes to exceptions; one that is set already stays. Returns NULL. */
 PyObject *py_raise(PyObject *module, const skv_error *error);
 
 /* As py_raise, for bad arguments that only the binding can see. */
 PyObject *py_config_error(PyObject *module, const char *format, ...);
 
 PyObject *py_module_of(PyObject *self);
+
+/* busy; where it is not 0, with an exception set: another thread is inside. Asked after all that runs Python code. */
+int py_in_use(int busy, const char *what);
 
 /* Before n_threads compute: −1 with a BackendError where a fork has left behind those that this process would wait
  * for, with a CapacityError where so many cannot be started, which would end the process. */
@@ -68,10 +72,10 @@ int py_set(PyObject *dict, const char *name, PyObject *value);
 PyObject *py_needs(void);
 
 /* Python's side of a method: {"name", "budget" [n_layers, n_kv_heads] int32, parameters by name, "protect": (first,
- * prompt), "allocate": "head" or "layer", "evict", "compat", "score", "needs"}; all but the name optional. What the
- * arrays and the function are borrowed from is held in `held`, a new reference. */
+ * prompt), "allocate": "head" or "layer", "evict", "compat", "score", "needs"}, all optional, or NULL. What the
+ * arrays are borrowed from is held in `held`, a new reference. */
 typedef struct py_custom {
-    PyObject *module, *function;
+    PyObject *module, *function;        /* the latter a new reference */
     PyObject *type, *value, *traceback; /* what the function raised */
 } py_custom;
 

@@ -3,9 +3,11 @@
 
 #include <math.h>
 
-/* dict[key] borrowed, NULL where it is absent or None. */
+/* dict[key] borrowed, NULL where it is absent or None, and once there is an exception. */
 static PyObject *item(PyObject *dict, const char *key) {
-    PyObject *value = PyDict_GetItemString(dict, key);
+    PyObject *name = dict && !PyErr_Occurred() ? PyUnicode_FromString(key) : NULL;
+    PyObject *value = name ? PyDict_GetItemWithError(dict, name) : NULL;
+    Py_XDECREF(name);
     return value == Py_None ? NULL : value;
 }
 
@@ -100,9 +102,10 @@ static int read_parameters(PyObject *module, PyObject *dict, skv_method *method)
 
 int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *custom, PyObject **held) {
     PyObject *value;
-    if (!PyDict_Check(dict)) return py_config_error(module, "method is not a dict"), -1;
+    PyArrayObject *budgets = NULL;
+    if (dict && !PyDict_Check(dict)) return py_config_error(module, "method is not a dict"), -1;
     const char *name = (value = item(dict, "name")) ? PyUnicode_AsUTF8(value) : "full";
-    if (!name) return -1;
+    if (!name || PyErr_Occurred()) return -1;
     const skv_policy *policy = skv_policy_find(name);
     if (!policy) return py_config_error(module, "method \"%s\" is unknown", name), -1;
     *method = skv_method_of(policy);
@@ -123,23 +126,24 @@ int py_method(PyObject *module, PyObject *dict, skv_method *method, py_custom *c
     if ((value = item(dict, "evict"))) method->evict = PyObject_IsTrue(value) == 1;
     if ((value = item(dict, "compat"))) method->compat = (unsigned)PyLong_AsUnsignedLongMask(value);
     if ((value = item(dict, "needs"))) method->custom_needs = (unsigned)PyLong_AsUnsignedLongMask(value);
-    if (policy->flags & SKV_CUSTOM) {
-        value = item(dict, "score");
-        if (!value || !PyCallable_Check(value))
-            return py_config_error(module, "score of a custom method is not callable"), -1;
-        custom->function = value; /* borrowed from dict, which the caller holds */
-        custom->module = module;
+    if (policy->flags & SKV_COMPACTS) {
+        if (!(value = item(dict, "budget"))) return py_config_error(module, "%s needs a budget", name), -1;
+        budgets = py_array(module, value, "budget", NPY_INT32, 2, (npy_intp[]){-1, -1});
+    }
+    value = policy->flags & SKV_CUSTOM ? item(dict, "score") : NULL;
+    if (policy->flags & SKV_CUSTOM && !(value && PyCallable_Check(value)))
+        py_config_error(module, "score of a custom method is not callable");
+    if (PyErr_Occurred()) {
+        Py_XDECREF(budgets);
+        return -1;
+    }
+    if (value) {
+        *custom = (py_custom){.module = module, .function = Py_NewRef(value)};
         method->custom = call_custom;
         method->context = custom;
     }
-    if (PyErr_Occurred()) return -1;
-    if (policy->flags & SKV_COMPACTS) {
-        if (!(value = item(dict, "budget"))) return py_config_error(module, "%s needs a budget", name), -1;
-        PyArrayObject *budgets = py_array(module, value, "budget", NPY_INT32, 2, (npy_intp[]){-1, -1});
-        if (!budgets) return -1;
-        method->budgets = PyArray_DATA(budgets);
-        *held = (PyObject *)budgets;
-    }
+    method->budgets = budgets ? PyArray_DATA(budgets) : NULL;
+    *held = (PyObject *)budgets;
     return 0;
 }
 

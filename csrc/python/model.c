@@ -134,6 +134,7 @@ static void model_dealloc(PyObject *self) {
 
 static PyObject *model_bind(PyObject *self, PyObject *args) {
     skv_model *model = ((py_model *)self)->model;
+    int *busy = &((py_model *)self)->busy;
     PyObject *module = py_module_of(self), *shape_tuple, *object, *result = NULL;
     const char *name, *dtype;
     int n_threads;
@@ -159,10 +160,12 @@ static PyObject *model_bind(PyObject *self, PyObject *args) {
                         (Py_ssize_t)PyArray_SIZE(data), bytes, n_threads);
         goto cleanup;
     }
-    if (py_may_thread(module, n_threads)) goto cleanup;
+    if (py_in_use(*busy, "model") || py_may_thread(module, n_threads)) goto cleanup;
+    *busy = 1;
     Py_BEGIN_ALLOW_THREADS status =
         skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
-    Py_END_ALLOW_THREADS result = status ? py_raise(module, &error) : Py_NewRef(Py_None);
+    Py_END_ALLOW_THREADS *busy = 0;
+    result = status ? py_raise(module, &error) : Py_NewRef(Py_None);
 cleanup:
     Py_DECREF(data);
     return result;

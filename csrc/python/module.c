@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 PyObject *py_raise(PyObject *module, const skv_error *error) {
+    if (PyErr_Occurred()) return NULL; /* what failed before it is told */
     static const char *const names[] = {[SKV_CHECKPOINT] = "CheckpointError",
                                         [SKV_CONFIG] = "ConfigError",
                                         [SKV_CAPACITY] = "CapacityError",
@@ -30,6 +31,11 @@ PyObject *py_config_error(PyObject *module, const char *format, ...) {
 }
 
 PyObject *py_module_of(PyObject *self) { return PyType_GetModule(Py_TYPE(self)); }
+
+int py_in_use(int busy, const char *what) {
+    if (busy) PyErr_Format(PyExc_RuntimeError, "this %s is in use by another thread", what);
+    return busy;
+}
 
 static void *wait_for(void *gate) {
     pthread_mutex_lock(gate);

@@ -2,13 +2,12 @@
 
 typedef struct py_session {
     PyObject_HEAD skv_session *session;
-    py_model *model;            /* keeps the weights alive */
-    PyObject *method, *budgets; /* keep the custom score and the budgets alive */
-    PyObject *vocabulary;
+    py_model *model;                /* keeps the weights alive */
+    PyObject *budgets, *vocabulary; /* keep arrays alive */
     py_custom custom;
     skv_candidate *candidates; /* [vocab] the sampler's scratch */
     int threads;               /* that compute */
-    int busy;                  /* a forward runs without the GIL */
+    int busy;                  /* a forward runs without the GIL, or what it has left is read */
 } py_session;
 
 static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -34,12 +33,12 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     skv_error error;
     skv_model *core = ((py_model *)model)->model;
     const skv_config *c = skv_model_config(core);
+    if (py_in_use(((py_model *)model)->busy, "model")) return NULL;
     if (skv_model_ready(core, &error)) return py_raise(module, &error);
     py_session *self = (py_session *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = (py_model *)Py_NewRef(model);
     self->threads = threads;
-    self->method = method_dict ? Py_NewRef(method_dict) : PyDict_New();
     skv_options options = {.cache_type = (skv_dtype)cache_type,
                            .n_rows = (size_t)rows,
                            .max_tokens = (size_t)tokens,
@@ -47,7 +46,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
                            .n_threads = threads,
                            .trace = (skv_trace_level)trace,
                            .timed = timed != 0};
-    if (!self->method || py_method(module, self->method, &options.method, &self->custom, &self->budgets) ||
+    if (py_method(module, method_dict, &options.method, &self->custom, &self->budgets) ||
         py_vocabulary(module, vocabulary, &options.vocabulary, c->vocab, &self->vocabulary))
         goto failed;
     if (self->budgets && (PyArray_DIM((PyArrayObject *)self->budgets, 0) != c->n_layers ||
@@ -74,12 +73,12 @@ static int session_traverse(PyObject *object, visitproc visit, void *arg) {
     py_session *self = (py_session *)object;
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->model);
-    Py_VISIT(self->method);
+    Py_VISIT(self->custom.function);
     return 0;
 }
 
 static int session_clear(PyObject *object) {
-    Py_CLEAR(((py_session *)object)->method);
+    Py_CLEAR(((py_session *)object)->custom.function);
     return 0;
 }
 
@@ -90,18 +89,14 @@ static void session_dealloc(PyObject *object) {
     PyMem_Free(self->candidates);
     skv_session_free(self->session);
     Py_XDECREF(self->model);
-    Py_XDECREF(self->method);
+    Py_XDECREF(self->custom.function);
     Py_XDECREF(self->budgets);
     Py_XDECREF(self->vocabulary);
     type->tp_free(object);
     Py_DECREF(type);
 }
 
-/* True, with an exception set, while another thread is inside this session. */
-static int in_use(py_session *self) {
-    if (self->busy) PyErr_SetString(PyExc_RuntimeError, "this session is in use by another thread");
-    return self->busy;
-}
+static int in_use(py_session *self) { return py_in_use(self->busy, "session"); }
 
 /* Whether this row is open and the session idle; false with an exception set. */
 static bool is_open(py_session *self, int row) {
@@ -151,9 +146,10 @@ static PyObject *session_open(PyObject *object, PyObject *args, PyObject *kwargs
                                .sequence = {prompt, sample}};
     skv_error error;
     int32_t row;
-    if (in_use(self) || read_steering(self, steering, &options.steering, &held)) return NULL;
-    result = skv_row_open(self->session, &options, &row, &error) ? py_raise(py_module_of(object), &error)
-                                                                 : PyLong_FromLong(row);
+    if (read_steering(self, steering, &options.steering, &held)) return NULL;
+    if (!in_use(self))
+        result = skv_row_open(self->session, &options, &row, &error) ? py_raise(py_module_of(object), &error)
+                                                                     : PyLong_FromLong(row);
     Py_XDECREF(held);
     return result;
 }
@@ -233,8 +229,8 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
     Py_BEGIN_ALLOW_THREADS status = skv_forward(self->session, span, (size_t)n_spans, PyArray_DATA(tokens), every != 0,
                                                 logits ? PyArray_DATA(logits) : NULL, best ? PyArray_DATA(best) : NULL,
                                                 layers ? &capture : NULL, &error);
-    Py_END_ALLOW_THREADS self->busy = 0;
-    if (status && self->custom.type) {
+    Py_END_ALLOW_THREADS const bool raised = status && self->custom.type;
+    if (raised) {
         PyErr_Restore(self->custom.type, self->custom.value, self->custom.traceback);
         self->custom.type = self->custom.value = self->custom.traceback = NULL;
     } else if (status) {
@@ -250,6 +246,7 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
         }
         if (!result) skv_end_rows(self->session, span, (size_t)n_spans);
     }
+    self->busy = 0;
 cleanup:
     Py_XDECREF(spans);
     Py_XDECREF(tokens);
@@ -331,6 +328,7 @@ static PyObject *session_sentences(PyObject *object, PyObject *args) {
     py_session *self = (py_session *)object;
     int row, with_vectors = 0;
     if (!PyArg_ParseTuple(args, "i|p", &row, &with_vectors) || !is_open(self, row)) return NULL;
+    self->busy = 1; /* a garbage collection may run any code */
     const npy_intp n = (npy_intp)skv_row_state_of(self->session, row).n_sentences,
                    shape[] = {n, config_of(self)->hidden};
     PyObject *list = PyList_New(n), *both = NULL;
@@ -344,6 +342,7 @@ static PyObject *session_sentences(PyObject *object, PyObject *args) {
     }
     if (list && vectors) both = PyTuple_Pack(2, list, vectors);
 cleanup:
+    self->busy = 0;
     Py_XDECREF(list);
     Py_XDECREF(vectors);
     return both;
@@ -370,6 +369,7 @@ static PyObject *session_trace(PyObject *object, PyObject *Py_UNUSED(unused)) {
     py_session *self = (py_session *)object;
     if (in_use(self)) return NULL;
     size_t n_bytes;
+    self->busy = 1; /* a garbage collection may run any code */
     const char *bytes = skv_session_trace(self->session, &n_bytes);
     PyObject *list = PyList_New(0);
     for (const char *at = bytes; list && at < bytes + n_bytes;) {
@@ -380,10 +380,12 @@ static PyObject *session_trace(PyObject *object, PyObject *Py_UNUSED(unused)) {
         Py_XDECREF(tuple);
     }
     if (list) skv_session_drop_trace(self->session);
+    self->busy = 0;
     return list;
 }
 
 static PyObject *session_ledger(PyObject *object, PyObject *Py_UNUSED(unused)) {
+    if (in_use((py_session *)object)) return NULL;
     const skv_ledger l = skv_session_ledger(((py_session *)object)->session);
     return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)l.live_bytes, "reserved_bytes",
                          (Py_ssize_t)l.reserved_bytes, "pool_bytes", (Py_ssize_t)l.pool_bytes, "peak_bytes",

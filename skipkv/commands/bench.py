@@ -68,14 +68,17 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
         print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s\n\n{table.head}", flush=True)
-    found = []
-    for result in results:
-        found.append(result)
-        for row in cells(result) if not args.json else ():
-            tqdm.write(table.line(row))
+    found, status = [], 0
+    try:
+        for result in results:
+            found.append(result)
+            for row in cells(result) if not args.json else ():
+                tqdm.write(table.line(row))
+    except KeyboardInterrupt:
+        status = 130
     if args.json:
         print(json.dumps(head | {"results": found}))
-    return 0
+    return status
 
 
 def check_context(args: argparse.Namespace, model: Model, methods: list[Method], contexts: list[int]) -> None:

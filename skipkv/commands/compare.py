@@ -33,11 +33,17 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f'methods is {args.methods!r}; allowed: methods separated by ";"')
     model = load_model(args)
     texts, prompts = read_texts(args.texts, model.tokenizer, model.config.context, args.tokens, args.limit)
-    results = compare(
-        model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed,
-        progress=not args.quiet,
-    )  # fmt: skip
+    status = 0
+    try:
+        results = compare(
+            model, texts, runs, prompts=prompts, cache=args.cache, resamples=args.bootstrap, seed=args.seed,
+            progress=not args.quiet,
+        )  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        if not hasattr(interrupt, "results"):  # no text is through
+            raise
+        results, status = interrupt.results, 130
     print(json.dumps([f.as_dict() for f in results]) if args.json else table(results))
     if args.plot:
         curve(results, "kl").save(args.plot)
-    return 0
+    return status

@@ -47,26 +47,30 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, threads=args.threads, progress=False)
     vector = args.steering or ("tiny" if args.model == "tiny" else None)
     steering = Steering.load(vector, alpha=tiny.ALPHA) if vector else None
-    runs, table = [], tiny.table()
+    runs, table, path, status = [], tiny.table(), None, 0
     if not args.json:
         print(f"{len(problems)} held-out problems, the same prompts for every run\n\n{table.head}", flush=True)
-    for done in tiny.demo(
-        model, problems, shares, steering, protect=args.protect, tau=args.tau, progress=not args.quiet
-    ):
-        runs.append(done)
-        if not args.json:
-            tqdm.write(table.line(tiny.cells(done)), file=sys.stdout)
-    problem, *traces = tiny.side_by_side(model, runs)
-    which = f"{args.steps} steps{', asked for few re-checks' if args.brief else ''}"
-    report(runs, problems[problem], problem, *traces, which=which).save(args.out)
-    path = Path(args.out).resolve()
+    try:
+        for done in tiny.demo(
+            model, problems, shares, steering, protect=args.protect, tau=args.tau, progress=not args.quiet
+        ):
+            runs.append(done)
+            if not args.json:
+                tqdm.write(table.line(tiny.cells(done)), file=sys.stdout)
+        problem, *traces = tiny.side_by_side(model, runs)
+        which = f"{args.steps} steps{', asked for few re-checks' if args.brief else ''}"
+        report(runs, problems[problem], problem, *traces, which=which).save(args.out)
+        path = Path(args.out).resolve()
+    except KeyboardInterrupt:
+        status = 130
     if args.json:
-        print(json.dumps({"problems": len(problems), "runs": [run.as_dict() for run in runs], "report": str(path)}))
-    else:
+        rows = [run.as_dict() for run in runs]
+        print(json.dumps({"problems": len(problems), "runs": rows, "report": path and str(path)}))
+    elif path:
         print(f"\n{tiny.NOTE}\n\nreport: {path} ({time.perf_counter() - begin:.0f} s)")
-    if args.open:
+    if args.open and path:
         webbrowser.open(path.as_uri())
-    return 0
+    return status
 
 
 def _shares(text: str) -> list[float]:

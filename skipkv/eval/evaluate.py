@@ -112,7 +112,7 @@ def finish(made: Evaluation) -> Results:
     try:
         for _ in made.rows():
             pass
+        return Results.of(made)
     except BaseException as error:
         error.results = Results.of(made)
         raise
-    return Results.of(made)

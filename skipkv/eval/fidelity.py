@@ -20,12 +20,13 @@ from skipkv.eval.statistics import bootstrap
 from skipkv.eval.table import Table
 from skipkv.methods import Method
 from skipkv.model import Model, log_probability
+from skipkv.results import Stats
 from skipkv.steering import Steering
 
 
 @dataclass
 class _Text:
-    """Sums over one text's counted positions."""
+    """Sums over one text's counted positions, and the whole replay's statistics."""
 
     nll: float
     delta_nll: float
@@ -33,6 +34,7 @@ class _Text:
     same: float
     n: int
     compacted: bool
+    stats: Stats
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -70,6 +72,11 @@ def compare(
     list of Fidelity
         In order of ``runs``. Positions before a text's first compaction are left out, and texts without one; for a run
         that never compacted (``full``, or budgets beyond every text) all of them are counted.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Ctrl-C was pressed; its attribute ``results`` holds those of the texts that every run has replayed, if any.
     """
     integer("resamples", resamples, 1, 1_000_000)
     integer("seed", seed, 0)
@@ -86,8 +93,20 @@ def compare(
     if any(len(t) < 2 for t in ids):
         raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
     found: list[list[_Text]] = [[] for _ in runs]
-    peaks = [0] * len(runs)
-    sentences, flagged = [0] * len(runs), [0] * len(runs)
+    try:
+        _replay(model, ids, n_prompts, runs, found, cache, progress)
+    except KeyboardInterrupt as interrupt:
+        if done := min(map(len, found), default=0):
+            interrupt.results = _figures(runs, [replayed[:done] for replayed in found], resamples, seed)
+        raise
+    return _figures(runs, found, resamples, seed)
+
+
+def _replay(
+    model: Model, ids: Sequence[list[int]], n_prompts: Sequence[int], runs: Sequence[tuple[Method, Steering | None]],
+    found: Sequence[list[_Text]], cache: str, progress: bool,
+) -> None:  # fmt: skip
+    """Every text under every method; to found, one by one."""
     with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=no_bar(progress)) as bar:
         for t, (tokens, n_prompt) in enumerate(zip(ids, n_prompts, strict=True)):
             after = np.array(tokens[1:])
@@ -112,20 +131,22 @@ def compare(
                 nll = -float(log_probability(here, after[first:]).sum())
                 delta = nll + float(log_probability(there, after[first:]).sum())
                 same = float((here.argmax(1) == best[first:]).sum())
-                found[r].append(_Text(nll, delta, kl, same, len(here), compacted or not method.compacts))
-                peaks[r] = max(peaks[r], run.stats.peak_bytes)
-                sentences[r] += run.stats.sentences
-                flagged[r] += run.stats.flagged
+                found[r].append(_Text(nll, delta, kl, same, len(here), compacted or not method.compacts, run.stats))
                 bar.update()
+
+
+def _figures(
+    runs: Sequence[tuple[Method, Steering | None]], found: Sequence[Sequence[_Text]], resamples: int, seed: int
+) -> list[Fidelity]:
     results = []
-    for r, (method, steering) in enumerate(runs):
-        compacted_texts = [t for t in found[r] if t.compacted]
-        counted = compacted_texts or found[r]
+    for (method, steering), texts in zip(runs, found, strict=True):
+        compacted_texts = [t for t in texts if t.compacted]
+        counted = compacted_texts or texts
         names = ("nll", "delta_nll", "kl", "same")
         figures = [bootstrap([(getattr(t, f), t.n) for t in counted], resamples, seed) for f in names]
-        share = flagged[r] / max(1, sentences[r])
-        n = sum(t.n for t in counted)
-        results.append(Fidelity(method, steering, *figures, peaks[r], len(compacted_texts), n, share))
+        share = sum(t.stats.flagged for t in texts) / max(1, sum(t.stats.sentences for t in texts))
+        peak, n = max((t.stats.peak_bytes for t in texts), default=0), sum(t.n for t in counted)
+        results.append(Fidelity(method, steering, *figures, peak, len(compacted_texts), n, share))
     return results
 
 

@@ -225,6 +225,18 @@ def test_a_second_interrupt_raises_at_once(model, own_handler):
     assert signal.getsignal(signal.SIGINT) is own_handler[0]
 
 
+def test_an_interrupt_right_behind_the_last_text_has_them_all(model, monkeypatch):
+    def leave(self, *error, original=Interrupt.__exit__):
+        original(self, *error)
+        signal.raise_signal(signal.SIGINT)
+
+    whole = run(model, PROBLEMS[:2])
+    monkeypatch.setattr(Interrupt, "__exit__", leave)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(model, PROBLEMS[:2])
+    same(caught.value.outputs, whole)
+
+
 def test_an_interrupt_from_outside(model, own_handler):
     def send():
         while signal.getsignal(signal.SIGINT) is own_handler[0]:
