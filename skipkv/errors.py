@@ -3,9 +3,18 @@
 import sys
 import warnings
 
+LONGEST = 900  # characters of a message
+
 
 class Error(Exception):
-    """Base of all skipkv exceptions."""
+    """Base of all skipkv exceptions: one printable line, whatever names, values and words of others it quotes."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        half = LONGEST // 2
+        return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
 
 
 class CheckpointError(Error):

@@ -154,7 +154,7 @@ class Trace:
         """Write everything to one compressed .npz."""
         head = {name: getattr(self, name) for name in HEAD}
         head |= {"format": FORMAT, "method": str(self.method), "alphas": sorted(self.alphas.items())}
-        names = [name for name in SCORES if self.compactions and name in (self.compactions[0].scores or {})]
+        names = [name for name in SCORES if any(name in (c.scores or {}) for c in self.compactions)]
         index = [(c.step, c.layer, c.head, c.before, len(c.kept)) for c in self.compactions]
         arrays = {
             "head": np.array(json.dumps(head)),
@@ -231,6 +231,8 @@ def _check(head: dict[str, Any], arrays: dict[str, np.ndarray], names: list[str]
     for name, counts in (("kept", index[:, 4]), *((name, n_scores) for name in names)):
         if len(arrays[name]) != counts.sum():
             raise ValueError(f"{name} holds {len(arrays[name])} numbers, expected {counts.sum()}")
+    if (names or n_scores.any()) and "score" not in names:
+        raise ValueError(f"there is no score beside {', '.join(names) or 'n_scores'}")
     if len(head["texts"]) != len(tokens) or not all(isinstance(text, str) for text in head["texts"]):
         raise ValueError(f"{len(head['texts'])} texts, {len(tokens)} tokens")
     wrong = [name for name in ("n_prompt", "n_layers", "n_kv_heads") if not isinstance(head[name], int)]

@@ -29,7 +29,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """What takes a device, or minutes in its place, runs where -m asks for it."""
-    left_out = [name for name in DEVICES if name not in config.option.markexpr]
+    left_out = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr]
     items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
 
 

@@ -164,9 +164,11 @@ def _show(args: argparse.Namespace) -> int:
 def _summary(line: dict, records: list[Record]) -> dict:
     graded = sum(r.correct is not None for r in records)
     right = sum(bool(r.correct) for r in records)
-    total = line["items"]["n"] * line["items"]["samples"]
+    items = line.get("items", {})
+    total = items.get("n", 0) * items.get("samples", 0)
     return {
-        "run": line["run"], "task": line["task"], "method": records[0].method if records else line["method"],
+        "run": line["run"], "task": line.get("task", ""),
+        "method": records[0].method if records else line.get("method", ""),
         "done": len(records), "total": total, "graded": graded, "right": right,
         "accuracy": right / graded if graded else None,
     }  # fmt: skip

@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,11 +24,60 @@ from typing import Any
 from skipkv.checks import flag, path_of
 from skipkv.errors import CheckpointError, ConfigError
 from skipkv.eval.records import Grade, Record
-from skipkv.load.files import open_file, reading, show
+from skipkv.load.files import is_int, open_file, reading, show
 
 RUNS, RESULTS, GRADES, CLAIMS = "runs.jsonl", "results.jsonl", "grades.jsonl", "claims"
 CHUNK = 1 << 16
 Key = tuple[str, str, int, str]  # task, item, sample, run
+MOST = 1 << 53  # of a number: float64 and JSON hold all up to here
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and -MOST <= value <= MOST  # NaN compares false
+
+
+def _count(value: Any) -> bool:
+    return is_int(value) and 0 <= value <= MOST
+
+
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_count, value))
+
+
+def _bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _stats(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_or_none(_number), value.values()))
+
+
+# What the lines of a store hold, where something is read of it.
+ITEMS = {"n": _count, "samples": _count}
+RUN = {"run": _text, "task": _text, "method": _text, "steering": _or_none(_text), "share": _or_none(_number),
+       "checkpoint": _text, "command": _text}  # fmt: skip
+RECORD = {"task": _text, "item": _text, "sample": _count, "method": _text, "run": _text, "prompt_tokens": _ids,
+          "tokens": _ids, "text": _text, "finish_reason": _text, "stats": _stats, "seconds": _number, "segment": _text,
+          "correct": _or_none(_bool)}  # fmt: skip
+GRADE = {"correct": _bool, "found": _or_none(_text), "note": _text, "unsafe": _bool}
+
+
+def _check(line: Any, kinds: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
+    """The line if it is an object whose values are of these kinds; ValueError."""
+    if not isinstance(line, dict):
+        raise ValueError(f"found {show(line)}")
+    for name, fits in kinds.items():
+        if name in line and not fits(line[name]):
+            raise ValueError(f"{name} is {show(line[name])}")
+    return line
 
 
 class Store:
@@ -102,15 +151,18 @@ class Store:
         self._read[name] = begin + len(whole), number
 
     def _take_run(self, line: dict[str, Any]) -> None:
+        _check(_check(line, RUN).get("items", {}), ITEMS)
         self._runs[line["run"]] = line  # the newest: more items may have been asked for since
 
     def _take_record(self, line: dict[str, Any]) -> None:
-        record = Record(**line | {"grade": Grade(**line["grade"]) if line["grade"] else None})
+        grade = _check(line, RECORD)["grade"]
+        record = Record(**line | {"grade": Grade(**_check(grade, GRADE)) if grade else None})
         self._records.setdefault(record.key, record)
 
     def _take_grade(self, line: dict[str, Any]) -> None:
+        _check(line, RECORD | {"rule": _text})
         key = line["task"], line["item"], line["sample"], line["run"]
-        self._grades[key, line["rule"]] = Grade(**line["grade"])
+        self._grades[key, line["rule"]] = Grade(**_check(line["grade"], GRADE))
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Descriptions of the runs by their hash, in the order in which they began."""

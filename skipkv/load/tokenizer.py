@@ -77,6 +77,10 @@ class Tokenizer:
                 raise
             reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
             raise CheckpointError(f"{path}: expected a tokenizer that the tokenizers library reads: {reason}") from None
+        own = self._tokenizer.get_vocab(with_added_tokens=False).values()
+        if len(own) > len(set(own)):  # which of two the library takes differs from one process to the next
+            found = f"{len(own)} tokens of {len(set(own))} ids"
+            raise CheckpointError(f"{path}: model.vocab: expected an id of its own for each token, found {found}")
         self.n_vocab = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         # The decoder as JSON, to be searched by name: it may be a sequence of others.
         self._decoder = self._tokenizer.decoder.__getstate__().decode() if self._tokenizer.decoder else ""
@@ -100,7 +104,10 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, given as tokenizer.json spells it; None if there is none with a row in the embedding."""
-        found = self._tokenizer.token_to_id(token)
+        try:
+            found = self._tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # a lone surrogate, which no tokenizer.json can hold
+            return None
         return None if found is None or found >= self.vocab else found
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

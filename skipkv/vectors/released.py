@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import zipfile
 from math import prod
 from pathlib import Path
@@ -14,14 +15,36 @@ from skipkv.errors import CheckpointError
 from skipkv.load.files import open_file, what_is
 from skipkv.steering import save_vectors
 
+SHARED = {"GLOBAL", "STACK_GLOBAL", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}  # what torch.save names a second time
 STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "<u2", "DoubleStorage": "<f8"}
+
+
+def _check(raw: bytes) -> None:
+    """Refuse a pickle that is small and makes much: ValueError.
+
+    A place in the memo takes the memory of all places before it; and of what stands in several places a few bytes make
+    a tree that nobody sees the end of.
+    """
+    memo: dict[int, str] = {}
+    made = ""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if "PUT" in opcode.name or opcode.name == "MEMOIZE":
+            memo[place := len(memo) if argument is None else argument] = made
+            if place > len(raw):
+                raise ValueError(f"a pickle of {len(raw)} bytes with a memo of {place} places")
+        elif opcode.name == "DUP" or "GET" in opcode.name and memo.get(argument) not in SHARED:
+            raise ValueError("a pickle with one part in several places")
+        else:
+            made = opcode.name
 
 
 class _Reader(pickle.Unpickler):
     """Knows tensors and nothing else: any other name in the file is refused before anything is called."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        raw = archive.read(f"{root}/data.pkl")
+        _check(raw)
+        super().__init__(io.BytesIO(raw))
         self.path, self.archive, self.root = path, archive, root
 
     def find_class(self, module: str, name: str) -> Any:

@@ -47,6 +47,7 @@ class Browser:
         self.tab.set_default_timeout(60_000)  # far more than anything here takes: a busy machine fails no test
         self.tab.on("request", lambda request: self.requests.add(request.url))
         self.tab.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.tab.on("dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss()))
         self.tab.on("console", lambda message: self.messages.append(message.text))  # the pages say nothing at all
         self.tab.goto(self.file.as_uri())
         return self.tab

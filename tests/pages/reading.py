@@ -35,6 +35,7 @@ def ready(frame, height=TALL):
 def reach(frame):
     """Until the mouse reaches this frame: Chromium hands events to the outer one until it has composed both."""
     frame.evaluate("addEventListener('mousemove', () => (window.reached = true), { capture: true, once: true })")
+    frame.frame_element().scroll_into_view_if_needed()
     box, end = frame.frame_element().bounding_box(), time.monotonic() + 60
     while not frame.evaluate("window.reached"):
         assert time.monotonic() < end, "the mouse does not reach the frame"

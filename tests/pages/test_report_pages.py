@@ -2,13 +2,14 @@
 
 from collections import Counter
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from reading import TALL, assert_near, drag, hover, look, press, ready, show, show_report, wait
-from traces import HOSTILE, RUNS, build
+from traces import HOSTILE, RUNS, build, outcome
 
-from skipkv import viz
+from skipkv import Custom, viz
 from skipkv.viz.page import fill
 from skipkv.viz.report import report
 
@@ -99,7 +100,14 @@ ATTACKS = [
     "</style><script>window.pwned=1</script>", "</title><script>window.pwned=1</script>", "</pre><b>", "<!--", "-->",
     "<iframe srcdoc='<script>parent.pwned=1</script>'></iframe>", "<img src=http://127.0.0.1:4567/>", "`",
     "${window.pwned=1}", "<link rel=stylesheet href=http://127.0.0.1:4567/x.css>", "&quot;", "&lt;b&gt;", "&#39;", "&",
-    "'", '"', "\\", "{{data}}", "[[frames]]",
+    "'", '"', "\\", "{{data}}", "[[frames]]", "javascript:window.pwned=1", "<a href='javascript:window.pwned=1'>x</a>",
+    '" onmouseover=window.pwned=1 x="', "' onfocus=window.pwned=1 autofocus='", "</textarea></select></template>",
+    "<svg><animate onbegin=window.pwned=1 attributeName=x dur=1s>", "</svg><foreignObject><body onload=window.pwned=1>",
+    "<math><mtext><style><img src=x onerror=window.pwned=1></style></mtext></math>", "}</style>{", "\\3c script\\3e",
+    "<meta http-equiv=refresh content=0;url=http://127.0.0.1:4567/>", "<object data=http://127.0.0.1:4567/></object>",
+    "<![CDATA[<script>window.pwned=1</script>]]>", "<?xml-stylesheet href=http://127.0.0.1:4567/x?>", "&#x3c;b&#62;",
+    "<details open ontoggle=window.pwned=1>", "@import 'http://127.0.0.1:4567/x.css'", "expression(window.pwned=1)",
+    '<noscript><p title="</noscript><img src=x onerror=window.pwned=1>">', "<base href=http://127.0.0.1:4567/>",
 ]  # fmt: skip
 ATTACK = "".join(ATTACKS)
 
@@ -155,14 +163,21 @@ def test_a_hostile_report_runs_nothing(browser, told):
     assert all(ATTACK in element.get_attribute("title") for element in main.locator("iframe").all())
 
 
-def test_a_hostile_title_of_a_picture_runs_nothing(browser):
-    found = []
+def test_hostile_names_in_a_picture_run_nothing(browser):
+    found, files = [], []
     for name in ("x", ATTACK):
-        frame = browser.open(fill("", viz.curve(RUNS, title=name).inline(), ())).main_frame
+        def score(c):
+            return c.keys[:, 0]
+
+        score.__name__ = name[:40]  # stands in the legend
+        picture = viz.curve([*RUNS, outcome(Custom(score, budget=64), 5)], title=name)
+        frame = browser.open(fill("", picture.inline(), ())).main_frame
         found.append(elements(frame))
-        assert name in frame.locator("svg text").all_text_contents()
+        texts = frame.locator("svg text").all_text_contents()
+        assert name in texts and any(score.__name__ in text for text in texts)
         assert frame.locator("svg").get_attribute("aria-label") == name
-    assert found[0] == found[1]
+        files.append([element.tag for element in ElementTree.fromstring(picture._repr_svg_()).iter()])
+    assert found[0] == found[1] and files[0] == files[1]
 
 
 # -- looks

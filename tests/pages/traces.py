@@ -10,7 +10,8 @@ PROMPT = "<s><|user|> Dot = 9. Leo = Dot + plums. plums = 4.Find Leo.<|assistant
 HOSTILE = [
     "</script>", "<script>alert(1)</script>", "<!--", "-->", "]]>", "&amp;", "&", '"', "'", "\\", "`${x}`", "\u2028",
     "\u2029", "\u202e", "\ufffd", "\ufffd\ufffd", "", "\n", "\r\n", "\t", "\0", "<think>", "{{data}}", "\U0001f600",
-    "\u200b", "\ud800", "http://example.org/x.js", ".\n\n", "é", "漢",
+    "\u200b", "\u2066x\u2069", "\ud800", "\udc80\ud800", "\x1b[2J\x1b[31m", "http://example.org/x.js", ".\n\n", "é",
+    "漢", "w" * 4000,
 ]  # fmt: skip
 
 
