@@ -416,6 +416,7 @@ TOKENIZERS = [
     (WORDS, '{"model": ', UNREADABLE + "EOF while parsing a value at line 1 column 10"),
     (WORDS, b'{"a": "\xff"}', "expected UTF-8, found byte 0xff at 7"),
     (WORDS, post(), UNREADABLE + "no entry found for key"),  # the library panics, when first used
+    (WORDS, {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 0}, "unk_token": "a"}}, "model.vocab: expected an id of its own for each token, found 2 tokens of 1 ids"),
     (WORDS, too_large, f"expected at most 100000000 bytes, found {1 << 40}"),
     (SETTINGS, "[1]", "expected a JSON object, found [1]"),
     (SETTINGS, "{", "invalid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
