@@ -45,7 +45,7 @@ def random_model(config: ModelConfig, device: str) -> Model:
 
 
 def sized(model: Model, method: Method, limit: float, tokens: int) -> tuple[int, int]:
-    """Rows of so many tokens that a cache of `limit` bytes holds, and bytes of one."""
+    """Rows of so many tokens that `limit` bytes hold, queries and sentences with their cache, and bytes of one."""
     config = model.config
     chosen = method.as_dict((config.n_layers, config.n_kv_heads))
     session = _skipkv.Session(model._core, cache="bf16", method=chosen)

@@ -1,10 +1,13 @@
 """Memory that runs out at any point: one clear error, and nothing that was half done is gone on with."""
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import devices
 import harness
 import numpy as np
 import pytest
@@ -41,16 +44,18 @@ class Scenario:
     What fails is tried again, where that is right. lost: forwards that failed after their rows had advanced.
     """
 
-    def __init__(self, evict):
-        self.model, _ = harness.build()
-        self.method = harness.make("skipkv", **(harness.RUN | {"budget": 30, "evict": evict}))
+    def __init__(self, evict, variant=None, **options):
         self.failures = self.lost = 0
+        self.message = ""
+        self.options = {"rows": 3, "trace": 2} | options
+        self.model, _ = self.again(harness.build.__wrapped__, variant=variant)
+        self.method = harness.make("skipkv", **(harness.RUN | {"budget": 30, "evict": evict}))
 
     def again(self, work, *arguments, **options):
         try:
             return work(*arguments, **options)
-        except (CapacityError, MemoryError):
-            self.failures += 1
+        except (CapacityError, MemoryError) as error:
+            self.failures, self.message = self.failures + 1, str(error)
             return work(*arguments, **options)
 
     def open(self, n_prompt):
@@ -98,23 +103,26 @@ class Scenario:
 
     def run(self):
         """What an undisturbed session gives, whatever failed on the way."""
-        self.session = self.again(harness.open_session, self.model, self.method, rows=3, trace=2)
-        return self.attempt() or self.attempt()
+        self.session = self.again(harness.open_session, self.model, self.method, **self.options)
+        found = self.attempt() or self.attempt()
+        del harness.SHAPES[self.model]  # which would keep it
+        return found
 
 
-def drive(refuse, remaining, evict):
-    """Every allocation refused in turn; how many there were, and how many lost their rows."""
-    want, lost, k = Scenario(evict).run(), 0, 0
+def drive(refuse, remaining, *arguments, **options):
+    """Every allocation refused in turn: what was said of each, and how many lost their rows."""
+    want, lost, messages = Scenario(*arguments, **options).run(), 0, []
     while True:
-        k += 1
-        scenario = Scenario(evict)
+        k = len(messages) + 1
         refuse(k)
+        scenario = Scenario(*arguments, **options)
         got = scenario.run()
         if remaining():
             refuse(0)
             assert scenario.failures == 0
-            return k - 1, lost
+            return messages, lost
         assert scenario.failures == 1, k
+        messages.append(scenario.message)
         assert all(map(np.array_equal, got, want)) and len(got) == len(want), k
         lost += scenario.lost
 
@@ -125,7 +133,8 @@ def test_memory_of_the_core_runs_out_anywhere(tmp_path, evict):
     (tmp_path / "shim.c").write_text(SHIM)
     library = tmp_path / "shim.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, tmp_path / "shim.c", "-ldl"], check=True)
-    code = "import ctypes, test_failures as t; c = ctypes.CDLL(None); print(*t.drive(c.refuse, c.remaining, {}))"
+    code = "import ctypes, test_failures as t; c = ctypes.CDLL(None); m, n = t.drive(c.refuse, c.remaining, {}); "
+    code += "print(len(m), n)"
     paths = [Path(__file__).parent, Path(__file__).parents[1], Path(harness.TINY).parents[1]]
     environment = os.environ | {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(map(str, paths))}
     command = [sys.executable, "-c", code.format(evict)]
@@ -133,6 +142,20 @@ def test_memory_of_the_core_runs_out_anywhere(tmp_path, evict):
     assert done.returncode == 0, done.stderr
     n, lost = map(int, done.stdout.split())
     assert n > 80 and lost >= 2  # the trace grows, and what is grown after a compaction
+
+
+@pytest.mark.simt
+def test_memory_of_a_device_runs_out_anywhere():
+    """Large forwards, so that their buffers are allocations of their own."""
+    simt = ctypes.CDLL(devices.library("simt"))
+    free, after, total = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_size_t()
+    simt.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    messages, _ = drive(simt.simt_refuse, simt.simt_left, True, "simt", tokens=4096)
+    simt.cudaMemGetInfo(ctypes.byref(after), ctypes.byref(total))
+    assert after.value == free.value  # sessions and models are gone, whatever they were refused
+    assert len(messages) > 10
+    asked = r"out of memory for .*; (cuda:0: \d+ bytes asked, \d+ of \d+ free|\d+ bytes of pinned memory asked)"
+    assert all(re.fullmatch(asked, message) for message in messages), messages
 
 
 def test_memory_of_the_interpreter_runs_out_after_a_forward():
