@@ -93,9 +93,9 @@ class Options(Sampling):
     rows : int
         Sequences in flight at once.
     memory_limit : int, optional
-        A hard cap in bytes; rows wait where they do not fit. On the CPU of the cache; on a GPU of all that the run takes
-        of its memory, cache, queries, sentences and workspace, beside the weights. Vectors of sentences that close while
-        rows run are not refused: they keep new rows waiting.
+        A hard cap in bytes; rows wait where they do not fit. On the CPU it is on the cache, on a GPU on all its memory
+        that the run takes beside the weights: cache, queries, sentences and workspace. Vectors of sentences that close
+        while rows run are not refused, but keep new rows waiting.
     trace : bool or "scores"
         Record what was kept; with ``"scores"`` every candidate's scores, too.
     cache : "bf16", "f32" or "q8"
