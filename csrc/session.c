@@ -50,8 +50,7 @@ static size_t buffer_bytes(const skv_session *s) {
     return s->max_tokens * 2 * ((size_t)c->hidden + heads + (size_t)c->ffn) * sizeof(float);
 }
 
-/* Under the limit, of a session with such work, beside its rows: the buffers of a forward, and what the backend says.
- */
+/* Under the limit, of a session beside its rows: the buffers of a forward, and what the backend needs for its work. */
 static size_t fixed_bytes(const skv_session *s, const skv_workload *work) {
     const skv_backend *ops = s->device->backend;
     return ops->workspace ? buffer_bytes(s) + ops->workspace(s->device, work) : 0;

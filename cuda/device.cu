@@ -322,6 +322,13 @@ static layout lay_out(size_t n_tokens, size_t n_parts, size_t n_heads, size_t n_
     return l;
 }
 
+/* Of the largest batch, with so many pages that are new. */
+static layout lay_out_most(const skv_workload *w, size_t pages) {
+    const size_t group = size_t(w->config->n_heads) / size_t(w->config->n_kv_heads);
+    const size_t blocks = (w->n_tokens * group + PROMPT_ROWS - 1) / PROMPT_ROWS + w->n_rows;
+    return lay_out(w->n_tokens, w->n_rows, w->n_rows * n_cache_heads(w->config), blocks, pages);
+}
+
 static cu_cache cache_of(const skv_cache_shape *s) {
     return {s->head_dim, s->stride, s->slot_bytes, s->values_at, s->positions_at, s->sums_at, s->sums};
 }
@@ -366,9 +373,8 @@ static size_t halves_of(const skv_workload *w) {
 /* What work needs, in an order that does not depend on it. */
 static std::vector<piece> pieces_of(cu_device *d, const skv_workload *w) {
     const skv_config *c = w->config;
-    const size_t n = w->n_tokens, half = size_t(c->head_dim) / 2, group = size_t(c->n_heads) / size_t(c->n_kv_heads);
-    const size_t heads = n_cache_heads(c), blocks = (n * group + PROMPT_ROWS - 1) / PROMPT_ROWS + w->n_rows;
-    const size_t pages = heads * n_pages(w->head_slots), jobs = w->n_due * heads;
+    const size_t n = w->n_tokens, half = size_t(c->head_dim) / 2;
+    const size_t heads = n_cache_heads(c), pages = heads * n_pages(w->head_slots), jobs = w->n_due * heads;
     const auto plain = [](auto **block, size_t count) {
         return piece{reinterpret_cast<void **>(block), skv_mul(count, sizeof **block), nullptr};
     };
@@ -384,7 +390,7 @@ static std::vector<piece> pieces_of(cu_device *d, const skv_workload *w) {
             plain(&d->halves, halves_of(w)),
             plain(&d->logits, cu_logit_rows(w) * size_t(c->vocab)),
             plain(&d->best, n),
-            block(&d->staged, lay_out(n, w->n_rows, w->n_rows * heads, blocks, 0).bytes),
+            block(&d->staged, lay_out_most(w, 0).bytes),
             block(&d->tables, w->n_rows * pages * sizeof(char *)),
             block(&d->areas, w->n_due ? cu_area_bytes(w) : 0),
             block(&d->page_lists, w->n_due * cu_list_bytes(w, pages)),
@@ -417,11 +423,8 @@ static bool give_pieces(cu_device *d, const skv_workload *work) {
 static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
     if (work->cache.type == SKV_Q8) return skv_fail(error, SKV_CONFIG, "cache is \"q8\"; allowed on CUDA: bf16, f32");
     cu_device *d = cu_of(base);
-    const skv_config *c = work->config;
-    const size_t half = size_t(c->head_dim) / 2, heads = work->n_rows * n_cache_heads(c);
-    const size_t group = size_t(c->n_heads) / size_t(c->n_kv_heads);
-    const size_t blocks = (work->n_tokens * group + PROMPT_ROWS - 1) / PROMPT_ROWS + work->n_rows;
-    const size_t bytes = lay_out(work->n_tokens, work->n_rows, heads, blocks, heads * n_pages(work->head_slots)).bytes;
+    const size_t pages = work->n_rows * n_cache_heads(work->config) * n_pages(work->head_slots);
+    const size_t bytes = lay_out_most(work, pages).bytes;
     bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) && give_pieces(d, work);
     d->versions.assign(work->n_rows, 0); /* if the tables moved, they are empty */
     if (room && bytes > d->staging_bytes) {
@@ -438,7 +441,7 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
         }
     }
     if (!room) return out_of_workspace(d, error);
-    cu_write(base, d->inv_freq, work->inv_freq, half * sizeof(float));
+    cu_write(base, d->inv_freq, work->inv_freq, size_t(work->config->head_dim) / 2 * sizeof(float));
     d->work = *work;
     d->n_halves = halves_of(work);
     d->cache = cache_of(&work->cache);
