@@ -34,6 +34,9 @@ typedef struct skv_cache_shape {
     size_t values_at, scales_at, positions_at, sums_at, page_bytes;
 } skv_cache_shape;
 
+/* Sentences that are compared with all earlier ones at a time. */
+enum { SKV_COMPARED = 16 };
+
 /* What a device will be asked for at most, so that a step allocates nothing. */
 typedef struct skv_workload {
     const skv_config *config;
@@ -45,6 +48,8 @@ typedef struct skv_workload {
     size_t n_due;            /* rows of a compaction; 0: none compacts */
     size_t scored_slots;     /* of a head that is compacted */
     size_t due_slots;        /* of a row that is compacted, all heads together */
+    size_t n_sentences;      /* of a row */
+    bool reorders, fetches;  /* SKV_COMPAT_SCORE_ORDER; heads are fetched */
     int32_t window;
     unsigned needs; /* skv_method_needs */
     unsigned keep;  /* bits of terms that are fetched after scoring */
@@ -160,8 +165,9 @@ skv_fetched skv_fetched_in(const skv_workload *work, unsigned terms, size_t n_sl
 typedef struct skv_device {
     const struct skv_backend *backend;
     const char *variant;
-    skv_heap heap;   /* what it has allocated */
-    skv_error error; /* the first failure of any op, told by sync */
+    skv_heap heap;     /* what was asked of it and not given back */
+    size_t idle_bytes; /* what it took beyond that */
+    skv_error error;   /* the first failure of any op, told by sync */
     int n_threads;
     char shortage[96]; /* what was asked and what was free when `alloc` gave NULL, until it is told */
 } skv_device;
@@ -190,6 +196,10 @@ typedef struct skv_backend {
 
     /* Workspace for the work; never less than before. */
     skv_status (*reserve)(skv_device *device, const skv_workload *work, skv_error *error);
+
+    /* Bytes of that workspace, on a backend whose memory is a device's own: there a session's limit is on all that the
+     * session takes of it. NULL: the limit is on the cache alone. */
+    size_t (*workspace)(const skv_device *device, const skv_workload *work);
 
     /* w ← source [n_out, n_in] (host) of any dtype that tensors are stored in, rounded to w->type (to nearest even) and
      * laid out for `linear`. w->data is set, NULL if memory is out. */

@@ -64,4 +64,6 @@ void skv_cache_free(skv_cache *c) {
     for (size_t i = 0; i < c->n_chunks; i++) c->device->backend->free(c->device, c->chunks[i]);
     skv_free(c->heap, c->chunks);
     skv_free(c->heap, c->free_pages);
+    c->chunks = c->free_pages = NULL;
+    c->n_chunks = c->n_free = c->n_pages = 0;
 }

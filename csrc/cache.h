@@ -31,6 +31,7 @@ void skv_cache_extend(skv_cache *cache, skv_head *head, size_t n);
 /* Only the first n slots of a head stay; pages beyond them go back. */
 void skv_cache_truncate(skv_cache *cache, skv_head *head, size_t n);
 
+/* Gives the pool back, of which nothing may be reserved. */
 void skv_cache_free(skv_cache *cache);
 
 #endif

@@ -8,7 +8,7 @@ bool skv_tracker_init(skv_tracker *t, skv_heap *heap, skv_device *device, const 
                       unsigned compat, size_t hidden, int32_t n_prompt) {
     *t =
         (skv_tracker){.heap = heap, .device = device, .vocabulary = vocabulary, .compat = compat, .n_prompt = n_prompt};
-    t->width = (hidden + 15) / 16 * 16;
+    t->width = skv_vector_width(hidden);
     for (size_t i = 0; i < 3; i++) t->recent[i] = -2; /* equals no id and no −1 */
     if (device) t->sum = device->backend->alloc(device, t->width, sizeof *t->sum);
     return !device || t->sum;
@@ -39,8 +39,7 @@ static bool grow_vectors(skv_tracker *t) {
 
 bool skv_tracker_reserve(skv_tracker *t, size_t n) {
     if (!t->vocabulary->flags) return true;
-    /* At most every second token closes a sentence, but for the very first and where an empty one counts. */
-    const size_t closing = t->compat & SKV_COMPAT_EMPTY_SENTENCES ? n : n / 2 + 1, have = t->n_sentences;
+    const size_t closing = skv_closing(t->compat, n), have = t->n_sentences;
     if (have + closing > t->capacity) {
         const size_t capacity = have + 2 * closing;
         if (!skv_regrow(t->heap, &t->ranges, have, capacity, sizeof *t->ranges) ||

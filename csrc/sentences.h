@@ -44,12 +44,24 @@ typedef struct skv_tracker {
     size_t n_blocks, n_free;
 } skv_tracker;
 
-enum { SKV_VECTORS = 16, SKV_COMPARED = 16 };
+enum { SKV_VECTORS = 16 };
 
 bool skv_tracker_init(skv_tracker *tracker, skv_heap *heap, skv_device *device, const skv_vocabulary *vocabulary,
                       unsigned compat, size_t hidden, int32_t n_prompt);
 bool skv_tracker_copy(skv_tracker *to, const skv_tracker *from);
 void skv_tracker_free(skv_tracker *tracker);
+
+static inline size_t skv_vector_width(size_t hidden) { return (hidden + 15) / 16 * 16; }
+
+/* Bytes of the blocks that hold so many vectors. */
+static inline size_t skv_vector_bytes(size_t hidden, size_t n) {
+    return (n + SKV_VECTORS - 1) / SKV_VECTORS * SKV_VECTORS * skv_vector_width(hidden) * sizeof(float);
+}
+
+/* Sentences that n tokens can close: every second one, but for the very first and where an empty one counts. */
+static inline size_t skv_closing(unsigned compat, size_t n) {
+    return compat & SKV_COMPAT_EMPTY_SENTENCES ? n : n / 2 + 1;
+}
 
 /* Room for the sentences that n more tokens can close. */
 bool skv_tracker_reserve(skv_tracker *tracker, size_t n);

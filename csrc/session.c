@@ -69,6 +69,28 @@ static bool allocate_session(skv_session *s) {
     return s->rows && s->parts && s->due_rows && s->budgets && s->tokens && s->due && s->jobs;
 }
 
+static size_t buffer_bytes(const skv_session *s) {
+    const skv_config *c = &s->model->config;
+    const size_t heads = (size_t)(c->n_heads + c->n_kv_heads) * (size_t)c->head_dim;
+    return s->max_tokens * 2 * ((size_t)c->hidden + heads + (size_t)c->ffn) * sizeof(float);
+}
+
+/* Under the limit, of a session beside its rows: the buffers of a forward, and what the backend needs for its work. */
+static size_t fixed_bytes(const skv_session *s, const skv_workload *work) {
+    const skv_backend *ops = s->device->backend;
+    return ops->workspace ? buffer_bytes(s) + ops->workspace(s->device, work) : 0;
+}
+
+static skv_status check_fixed(const skv_session *s, skv_error *error) {
+    const size_t fixed = fixed_bytes(s, &s->work), buffers = buffer_bytes(s);
+    if (fixed <= s->cache.limit_bytes) return SKV_OK;
+    return skv_fail(error, SKV_CAPACITY,
+                    "a session of %zu rows and %zu tokens a forward needs %zu bytes for activations and %zu for "
+                    "workspace; memory_limit is %zu (the weights' %zu bytes stand apart)",
+                    s->n_rows, s->max_tokens, buffers, fixed - buffers, s->cache.limit_bytes,
+                    skv_model_bytes(s->model));
+}
+
 skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_error *error) {
     const skv_config *c = &model->config;
     const size_t n_heads = (size_t)c->n_layers * (size_t)c->n_kv_heads;
@@ -97,9 +119,15 @@ skv_session *skv_session_new(const skv_model *model, const skv_options *o, skv_e
                              .n_tokens = o->max_tokens,
                              .window = o->method.window,
                              .needs = needs,
+                             .reorders = o->method.compat & SKV_COMPAT_SCORE_ORDER,
+                             .fetches = needs & SKV_CUSTOM || o->trace != SKV_TRACE_NONE,
                              .keep = skv_method_keeps(&o->method, o->trace == SKV_TRACE_SCORES)};
     if (needs & SKV_COMPACTS) s->work.n_due = o->n_rows < SKV_DUE ? o->n_rows : SKV_DUE;
     s->cache = (skv_cache){.shape = s->work.cache, .device = device, .heap = &s->heap, .limit_bytes = o->limit_bytes};
+    if (check_fixed(s, error)) {
+        skv_session_free(s);
+        return NULL;
+    }
     if (!allocate_session(s)) goto out_of_memory;
     if (device->backend->reserve(device, &s->work, error)) {
         skv_session_free(s);
@@ -183,8 +211,42 @@ static size_t row_pages(const skv_session *s, int32_t capacity, int32_t n_prompt
     return sum;
 }
 
+/* Whether a row has lists of what the method would hold. */
+static bool keeps_lists(const skv_session *s) { return s->needs & SKV_COMPACTS && !s->method.evict; }
+
+/* Most slots in a head's list. */
+static size_t held_slots(const skv_session *s, size_t head, int32_t capacity) {
+    const int64_t budget = s->needs & SKV_BY_LAYER ? layer_budget(s, head) : s->budgets[head];
+    return (size_t)(budget < capacity ? budget : capacity);
+}
+
+static size_t ring_floats(const skv_session *s) {
+    const skv_config *c = &s->model->config;
+    if (!(s->needs & SKV_QUERIES)) return 0;
+    return (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads * (size_t)c->head_dim;
+}
+
+/* On the device, of a row beside its pages and the vectors of its sentences. */
+static size_t ring_bytes(const skv_session *s, int32_t capacity, bool steered) {
+    const size_t hidden = (size_t)s->model->config.hidden;
+    size_t n = ring_floats(s) + skv_vector_width(hidden) + (steered ? hidden : 0);
+    for (size_t h = 0; keeps_lists(s) && h < n_cache_heads(s); h++) n += held_slots(s, h, capacity);
+    return n * sizeof(float);
+}
+
+/* Of the vectors that a row is opened with, which has n sentences already. */
+static size_t opening_bytes(const skv_session *s, int32_t capacity, size_t n) {
+    const size_t interval = (size_t)s->method.interval, left = (size_t)capacity;
+    const size_t closing = n + skv_closing(s->method.compat, interval < left ? interval : left);
+    const size_t copied = n ? skv_closing(s->method.compat, 2 * n + 2) : 0;
+    return s->vocabulary.flags ? skv_vector_bytes((size_t)s->model->config.hidden, copied > closing ? copied : closing)
+                               : 0;
+}
+
 size_t skv_row_bytes(const skv_session *s, int32_t capacity, int32_t n_prompt) {
-    return row_pages(s, capacity, n_prompt) * s->cache.shape.page_bytes;
+    const size_t pages = row_pages(s, capacity, n_prompt) * s->cache.shape.page_bytes;
+    if (!s->device->backend->workspace) return pages;
+    return pages + ring_bytes(s, capacity, true) + opening_bytes(s, capacity, 0);
 }
 
 void skv_row_shrink(skv_session *s, skv_row *r) {
@@ -196,19 +258,63 @@ void skv_row_shrink(skv_session *s, skv_row *r) {
 
 static void at_least(size_t *most, size_t value) { *most = value > *most ? value : *most; }
 
-/* What forwards and compactions with this row need of the session, beside the others'. */
-static skv_status grow_workspace(skv_session *s, const skv_row *r, skv_error *error) {
+/* The session's work with such a row beside the others. */
+static skv_workload work_with(const skv_session *s, int32_t capacity, int32_t n_prompt) {
     skv_workload work = s->work;
     size_t due_slots = 0, pages;
     for (size_t h = 0; h < n_cache_heads(s); h++) {
-        at_least(&work.head_slots, cache_slots(s, h, r->capacity, r->n_prompt));
-        if (work.n_due) at_least(&work.scored_slots, scored_slots(s, h, r->capacity, r->n_prompt));
+        at_least(&work.head_slots, cache_slots(s, h, capacity, n_prompt));
+        if (work.n_due) at_least(&work.scored_slots, scored_slots(s, h, capacity, n_prompt));
     }
     for (size_t layer = 0; layer < (size_t)s->model->config.n_layers; layer++)
-        due_slots += layer_slots(s, layer, r->capacity, r->n_prompt, &pages);
+        due_slots += layer_slots(s, layer, capacity, n_prompt, &pages);
     if (work.n_due) at_least(&work.due_slots, due_slots);
-    const bool fetches = s->needs & SKV_CUSTOM || s->trace_level != SKV_TRACE_NONE;
-    if (fetches && work.scored_slots > s->work.scored_slots) {
+    if (s->vocabulary.flags) at_least(&work.n_sentences, skv_closing(s->method.compat, (size_t)capacity));
+    return work;
+}
+
+size_t skv_session_bytes(const skv_session *s, int32_t capacity, int32_t n_prompt) {
+    const skv_workload work = work_with(s, capacity, n_prompt);
+    return fixed_bytes(s, &work);
+}
+
+/* What open rows hold on the device beside their pages. */
+static void count_rows(const skv_session *s, size_t *rings, size_t *vectors) {
+    const size_t hidden = (size_t)s->model->config.hidden;
+    *rings = *vectors = 0;
+    for (const skv_row *r = s->rows; r < s->rows + s->n_rows; r++) {
+        if (!r->open) continue;
+        *rings += ring_bytes(s, r->capacity, r->vector != NULL);
+        *vectors += skv_vector_bytes(hidden, r->tracker.n_blocks * SKV_VECTORS);
+    }
+}
+
+/* Whether a row with so many pages and sentences fits under a limit on all that the session takes of a device. The
+ * vectors of sentences that rows close later are not held against it, but against new rows. */
+static skv_status check_limit(skv_session *s, const skv_row *r, size_t pages, size_t n_sentences, skv_error *error) {
+    skv_cache *cache = &s->cache;
+    const size_t page = cache->shape.page_bytes, limit = cache->limit_bytes, reserved = cache->n_reserved + pages;
+    size_t rings, vectors;
+    if (!s->device->backend->workspace) return SKV_OK;
+    count_rows(s, &rings, &vectors);
+    const size_t fixed = skv_session_bytes(s, r->capacity, r->n_prompt);
+    const size_t own =
+        ring_bytes(s, r->capacity, r->steering.vector != NULL) + opening_bytes(s, r->capacity, n_sentences);
+    const size_t all = fixed + rings + vectors + own;
+    /* Pages that nobody has reserved may be what is in the way. */
+    if (!cache->n_reserved && all + cache->n_pages * page > limit) skv_cache_free(cache);
+    const size_t total = all + (reserved > cache->n_pages ? reserved : cache->n_pages) * page;
+    if (total <= limit) return SKV_OK;
+    return skv_fail(error, SKV_CAPACITY,
+                    "a row of %d tokens needs %zu bytes beside %zu in use, workspace of %zu among them; memory_limit "
+                    "is %zu",
+                    r->capacity, own + pages * page, total - own - pages * page, fixed, limit);
+}
+
+/* What forwards and compactions with this row need of the session, beside the others'. */
+static skv_status grow_workspace(skv_session *s, const skv_row *r, skv_error *error) {
+    const skv_workload work = work_with(s, r->capacity, r->n_prompt);
+    if (work.fetches && work.scored_slots > s->work.scored_slots) {
         float *floats = skv_alloc(&s->heap, skv_fetched_floats(&work, work.scored_slots), sizeof *floats);
         int32_t *slots = skv_alloc(&s->heap, 2 * work.scored_slots, sizeof *slots);
         skv_free(&s->heap, floats ? s->fetched : NULL);
@@ -224,7 +330,6 @@ static skv_status grow_workspace(skv_session *s, const skv_row *r, skv_error *er
 
 /* The parts of a row whose size follows from its options; those it has are freed by skv_row_close. */
 static bool allocate_row(skv_session *s, skv_row *r) {
-    const skv_config *c = &s->model->config;
     const size_t n_heads = n_cache_heads(s);
     size_t n_pages = 0;
     for (size_t h = 0; h < n_heads; h++) n_pages += skv_cache_pages(cache_slots(s, h, r->capacity, r->n_prompt));
@@ -236,16 +341,14 @@ static bool allocate_row(skv_session *s, skv_row *r) {
         at += skv_cache_pages(cache_slots(s, h, r->capacity, r->n_prompt));
     }
     if (s->needs & SKV_QUERIES) {
-        const size_t queries = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads;
-        r->ring = device_alloc(s, queries, (size_t)c->head_dim);
+        r->ring = device_alloc(s, ring_floats(s), 1);
         if (!r->ring) return false;
     }
-    if (s->needs & SKV_COMPACTS && !s->method.evict) {
+    if (keeps_lists(s)) {
         r->held = skv_alloc(&s->heap, n_heads, sizeof *r->held);
         if (!r->held) return false;
         for (size_t h = 0; h < n_heads; h++) {
-            const int64_t budget = s->needs & SKV_BY_LAYER ? layer_budget(s, h) : s->budgets[h];
-            r->held[h].slots = device_alloc(s, (size_t)(budget < r->capacity ? budget : r->capacity), 1);
+            r->held[h].slots = device_alloc(s, held_slots(s, h, r->capacity), 1);
             if (!r->held[h].slots) return false;
         }
     }
@@ -268,8 +371,8 @@ static skv_status opened(skv_session *s, int32_t row, skv_error *error) {
     return status;
 }
 
-/* A free row of this shape, its pages reserved; its tracker is still to be made. */
-static skv_status open_row(skv_session *s, const skv_row *shape, int32_t *row, skv_error *error) {
+/* A free row of this shape, its pages reserved; its tracker, with so many sentences, is still to be made. */
+static skv_status open_row(skv_session *s, const skv_row *shape, size_t n_sentences, int32_t *row, skv_error *error) {
     const skv_config *c = &s->model->config;
     if (shape->capacity < 1 || shape->capacity > c->context)
         return skv_fail(error, SKV_CONFIG, "a row of %d tokens; this model's context allows 1 to %d", shape->capacity,
@@ -283,7 +386,8 @@ static skv_status open_row(skv_session *s, const skv_row *shape, int32_t *row, s
     while (free_row < s->n_rows && s->rows[free_row].open) free_row++;
     if (free_row == s->n_rows) return skv_fail(error, SKV_CAPACITY, "all %zu rows are taken", s->n_rows);
     const size_t pages = row_pages(s, shape->capacity, shape->n_prompt);
-    if (skv_cache_reserve(&s->cache, pages, error)) return error->code;
+    if (check_limit(s, shape, pages, n_sentences, error) || skv_cache_reserve(&s->cache, pages, error))
+        return error->code;
     skv_row *r = s->rows + free_row;
     *r = *shape;
     r->open = true;
@@ -305,7 +409,7 @@ skv_status skv_row_open(skv_session *s, const skv_row_options *o, int32_t *row, 
                            .steering = o->steering};
     if (o->steering.vector && (o->steering.layer < 0 || o->steering.layer >= n_layers))
         return skv_fail(error, SKV_CONFIG, "steering layer is %d; allowed: 0 to %d", o->steering.layer, n_layers - 1);
-    if (open_row(s, &shape, row, error)) return error->code;
+    if (open_row(s, &shape, 0, row, error)) return error->code;
     skv_row *r = s->rows + *row;
     if (o->steering.vector) {
         r->vector = device_alloc(s, hidden, 1);
@@ -337,7 +441,7 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
                            .n_compactions = parent->n_compactions,
                            .n_evicted = parent->n_evicted,
                            .n_pairs = parent->n_pairs};
-    if (open_row(s, &shape, row, error)) return error->code;
+    if (open_row(s, &shape, parent->tracker.n_sentences, row, error)) return error->code;
     skv_row *r = s->rows + *row;
     for (size_t h = 0; h < n_cache_heads(s); h++) {
         const skv_head *head = parent->heads + h;
@@ -353,8 +457,7 @@ skv_status skv_row_fork(skv_session *s, int32_t from, int32_t capacity, int64_t 
     }
     r->n_pages = r->peak_pages = parent->n_pages;
     if (r->ring) {
-        const size_t queries = (size_t)c->n_layers * (size_t)s->method.window * (size_t)c->n_heads;
-        ops->copy(s->device, r->ring, parent->ring, queries * (size_t)c->head_dim * sizeof *r->ring);
+        ops->copy(s->device, r->ring, parent->ring, ring_floats(s) * sizeof *r->ring);
     }
     if (parent->vector) {
         r->vector = device_alloc(s, (size_t)c->hidden, 1);
@@ -477,13 +580,19 @@ const char *skv_session_trace(const skv_session *s, size_t *n_bytes) {
 void skv_session_drop_trace(skv_session *s) { s->trace.n = 0; }
 
 skv_ledger skv_session_ledger(const skv_session *s) {
-    const size_t page = s->cache.shape.page_bytes;
+    const size_t page = s->cache.shape.page_bytes, device = s->device->heap.live_bytes;
+    size_t rings, vectors;
+    count_rows(s, &rings, &vectors);
     return (skv_ledger){.live_bytes = (s->cache.n_pages - s->cache.n_free) * page,
                         .reserved_bytes = s->cache.n_reserved * page,
                         .pool_bytes = s->cache.n_pages * page,
                         .peak_bytes = s->cache.peak_pages * page,
                         .page_bytes = page,
-                        .heap_bytes = s->heap.live_bytes + s->device->heap.live_bytes,
+                        .ring_bytes = rings,
+                        .sentence_bytes = vectors,
+                        .workspace_bytes = device - s->cache.n_pages * page - rings - vectors,
+                        .heap_bytes = s->heap.live_bytes + device + s->device->idle_bytes,
+                        .weight_bytes = skv_model_bytes(s->model),
                         .n_allocator_calls = s->heap.n_calls + s->device->heap.n_calls,
                         .evict_seconds = s->evict_seconds};
 }

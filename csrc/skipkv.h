@@ -97,7 +97,7 @@ typedef enum skv_trace_level { SKV_TRACE_NONE, SKV_TRACE_KEPT, SKV_TRACE_SCORES,
 typedef struct skv_options {
     skv_dtype cache_type;
     size_t n_rows, max_tokens; /* tokens of one forward */
-    size_t limit_bytes;        /* of cache */
+    size_t limit_bytes;        /* of cache; on a device with memory of its own, of all that the session takes there */
     int n_threads;
     skv_method method; /* budgets are copied */
     skv_vocabulary vocabulary;
@@ -121,8 +121,10 @@ typedef struct skv_row_options {
     skv_steering steering;      /* its vector is copied */
 } skv_row_options;
 
-/* Bytes of cache that such a row reserves: its worst case. */
+/* Bytes under the limit: of such a row, its pages in the worst case; and of the session beside its rows, none longer
+ * than this one. 0 where the limit is on the cache alone. */
 size_t skv_row_bytes(const skv_session *session, int32_t capacity, int32_t n_prompt);
+size_t skv_session_bytes(const skv_session *session, int32_t capacity, int32_t n_prompt);
 
 /* A free row, reserved in full. SKV_CAPACITY: not now, or never. */
 skv_status skv_row_open(skv_session *session, const skv_row_options *options, int32_t *row, skv_error *error);
@@ -195,7 +197,11 @@ void skv_session_drop_trace(skv_session *session);
 
 typedef struct skv_ledger {
     size_t live_bytes, reserved_bytes, pool_bytes, peak_bytes, page_bytes; /* of cache */
-    size_t heap_bytes;                                                     /* of the session, cache and all */
+    size_t ring_bytes;      /* of open rows: queries, lists of virtual sets, steering */
+    size_t sentence_bytes;  /* of open rows: vectors */
+    size_t workspace_bytes; /* of forwards and compactions */
+    size_t heap_bytes;      /* of the session: all of these, and the host's tables */
+    size_t weight_bytes;    /* of the model, which other sessions may share */
     uint64_t n_allocator_calls;
     double evict_seconds;
 } skv_ledger;

@@ -136,6 +136,7 @@ struct cu_device {
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_memory; /* cuBLAS's workspace: with its own it would allocate while a graph is captured */
+    size_t blas_bytes;
     skv_workload work;
     cu_cache cache;
     cu_batch batch;
@@ -162,7 +163,7 @@ struct cu_device {
     float *halves;                     /* [n_halves] products with both parts of few rows */
     size_t n_halves;
     std::vector<std::vector<char>> uploads; /* what was written since the last sync; the copies may not have begun */
-    cu_block_of_memory areas, jobs, page_lists, results, similar, vectors, packing, order;
+    cu_block_of_memory areas, jobs, page_lists, results, similar, vectors, order;
     std::vector<cu_alive> sentences; /* of the jobs that were uploaded last */
 
     /* The launches of a batch that decodes. They are the same at every step but for what `begin` uploads. */
@@ -262,8 +263,11 @@ void cu_select(skv_device *device, const skv_scoring *scoring, skv_job *jobs, si
 void cu_compact(skv_device *device, const skv_scoring *scoring, const skv_job *jobs, size_t n_jobs);
 void cu_limits(skv_device *device, float *memory, size_t n, double *bytes, double *macs);
 
-/* Bytes of a compaction's areas, for `reserve`. */
+/* Bytes of a compaction, for `reserve`: its areas; lists of a row with so many pages; what reordering, or a head that
+ * is fetched, takes. */
 size_t cu_area_bytes(const skv_workload *work);
+size_t cu_list_bytes(const skv_workload *work, size_t n_pages);
+size_t cu_order_bytes(const skv_workload *work);
 
 /* Hands over what a selection found, once the stream has caught up. */
 void cu_deliver(cu_device *d);

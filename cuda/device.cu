@@ -85,9 +85,14 @@ static void *device_malloc(cu_device *d, size_t bytes) {
                  bytes, available, total);
         return nullptr;
     }
-    d->base.heap.live_bytes += bytes;
-    if (d->base.heap.live_bytes > d->base.heap.peak_bytes) d->base.heap.peak_bytes = d->base.heap.live_bytes;
     return data;
+}
+
+/* The least order with bytes ≤ 2^order; beyond LARGEST if there is none. */
+static int order_of(size_t bytes) {
+    int order = SMALLEST;
+    while (order <= LARGEST && size_t(1) << order < bytes) order++;
+    return order;
 }
 
 /* A block of 2^order bytes. */
@@ -104,6 +109,7 @@ static void *small_block(cu_device *d, int order) {
         d->slab_left = d->slab ? SLAB : 0;
         if (!d->slab) return nullptr;
         d->slabs.push_back(d->slab);
+        d->base.idle_bytes += SLAB;
     }
     void *data = d->slab;
     d->slab += bytes;
@@ -113,16 +119,15 @@ static void *small_block(cu_device *d, int order) {
 
 static void *cu_alloc(skv_device *base, size_t count, size_t size) {
     cu_device *d = cu_of(base);
-    size_t bytes = skv_mul(count, size);
-    int order = SMALLEST;
+    const size_t bytes = skv_mul(count, size);
+    const int order = order_of(bytes);
     if (bytes == SIZE_MAX || !cu_check(d, cudaSetDevice(d->index), "cudaSetDevice")) return nullptr;
     base->heap.n_calls++;
-    while (order <= LARGEST && size_t(1) << order < bytes) order++;
-    const bool small = order <= LARGEST;
-    if (small) bytes = size_t(1) << order;
-    void *data = small ? small_block(d, order) : device_malloc(d, bytes);
+    void *data = order <= LARGEST ? small_block(d, order) : device_malloc(d, bytes);
     if (!data) return nullptr;
     d->sizes[data] = bytes;
+    base->heap.live_bytes += bytes;
+    if (order <= LARGEST) base->idle_bytes -= bytes;
     cu_flush(d);
     cu_check(d, cudaMemsetAsync(data, 0, bytes, d->stream), "cudaMemsetAsync");
     return data;
@@ -133,13 +138,15 @@ static void cu_free(skv_device *base, void *block) {
     const auto found = d->sizes.find(block);
     if (found == d->sizes.end()) return;
     const size_t bytes = found->second;
+    const int order = order_of(bytes);
     base->heap.n_calls++;
+    base->heap.live_bytes -= bytes;
     d->sizes.erase(found);
-    if (bytes <= size_t(1) << LARGEST) {
-        d->free_blocks[__builtin_ctzll(bytes)].push_back(block);
+    if (order <= LARGEST) {
+        base->idle_bytes += bytes;
+        d->free_blocks[order].push_back(block);
         return;
     }
-    base->heap.live_bytes -= bytes;
     cu_flush(d);
     cu_check(d, cudaStreamSynchronize(d->stream), "cudaStreamSynchronize"); /* something may still use it */
     cu_check(d, cudaFree(block), "cudaFree");
@@ -255,7 +262,7 @@ static void cu_close(skv_device *base) {
     for (const cu_graph &graph : d->graphs) cudaGraphExecDestroy(graph.graph);
     if (d->blas) cublasDestroy(d->blas);
     for (const auto &block : d->sizes)
-        if (block.second > size_t(1) << LARGEST) cudaFree(block.first);
+        if (order_of(block.second) > LARGEST) cudaFree(block.first);
     for (void *slab : d->slabs) cudaFree(slab);
     if (d->staging) cudaFreeHost(d->staging);
     if (d->stream) cudaStreamDestroy(d->stream);
@@ -268,7 +275,7 @@ static skv_device *cu_open(const char *variant, int n_threads, skv_error *error)
         skv_fail(error, SKV_CAPACITY, "out of memory for a device");
         return nullptr;
     }
-    int i = 0;
+    int i = 0, major = 0;
     while (strcmp(NAMES[i / 2][i % 2], variant)) i++;
     d->index = i / 2;
     d->deterministic = i % 2;
@@ -279,8 +286,11 @@ static skv_device *cu_open(const char *variant, int n_threads, skv_error *error)
         cu_check(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "cudaStreamCreate") &&
         cu_check(d, cudaDeviceGetAttribute(&d->n_processors, cudaDevAttrMultiProcessorCount, d->index), "attributes") &&
         cu_check_blas(d, cublasCreate(&d->blas), "cublasCreate") &&
-        cu_check_blas(d, cublasSetStream(d->blas, d->stream), "cublasSetStream"))
+        cu_check_blas(d, cublasSetStream(d->blas, d->stream), "cublasSetStream") &&
+        cu_check(d, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->index), "attributes")) {
+        if (!d->deterministic) d->blas_bytes = size_t(major < 9 ? 4 : 32) << 20;
         return &d->base;
+    }
     *error = d->base.error;
     cu_close(&d->base);
     return nullptr;
@@ -312,17 +322,18 @@ static layout lay_out(size_t n_tokens, size_t n_parts, size_t n_heads, size_t n_
     return l;
 }
 
+/* Of the largest batch, with so many pages that are new. */
+static layout lay_out_most(const skv_workload *w, size_t pages) {
+    const size_t group = size_t(w->config->n_heads) / size_t(w->config->n_kv_heads);
+    const size_t blocks = (w->n_tokens * group + PROMPT_ROWS - 1) / PROMPT_ROWS + w->n_rows;
+    return lay_out(w->n_tokens, w->n_rows, w->n_rows * n_cache_heads(w->config), blocks, pages);
+}
+
 static cu_cache cache_of(const skv_cache_shape *s) {
     return {s->head_dim, s->stride, s->slot_bytes, s->values_at, s->positions_at, s->sums_at, s->sums};
 }
 
-/* *block ← n floats, unless they are there already. */
-static bool make(cu_device *d, float **block, size_t had, size_t n) {
-    return n <= had || replace(d, reinterpret_cast<void **>(block), had * sizeof(float), skv_mul(n, sizeof(float)));
-}
-
 static size_t partial_floats(const skv_workload *w) {
-    if (!w->config) return 0;
     const size_t runs = (n_pages(w->head_slots) + RUN_PAGES - 1) / RUN_PAGES;
     return w->n_rows * size_t(w->config->n_heads) * runs * size_t(w->cache.stride + 2);
 }
@@ -342,41 +353,79 @@ static size_t widest_output(const skv_config *c) {
 
 /* As much as cuBLAS's manual recommends, counted as everything else. */
 static bool give_workspace(cu_device *d) {
-    int major = 0;
-    if (d->blas_memory || d->deterministic) return true;
-    if (!cu_check(d, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->index), "attributes"))
-        return false;
-    const size_t bytes = size_t(major < 9 ? 4 : 32) << 20;
-    d->blas_memory = device_malloc(d, bytes);
-    if (!d->blas_memory) return false;
-    d->sizes[d->blas_memory] = bytes;
-    return cu_check_blas(d, cublasSetWorkspace(d->blas, d->blas_memory, bytes), "cublasSetWorkspace");
+    if (d->blas_memory || !d->blas_bytes) return true;
+    d->blas_memory = cu_alloc(&d->base, d->blas_bytes, 1);
+    return d->blas_memory &&
+           cu_check_blas(d, cublasSetWorkspace(d->blas, d->blas_memory, d->blas_bytes), "cublasSetWorkspace");
+}
+
+/* A part of the workspace; known: where the bytes that it has are noted, if they are. */
+struct piece {
+    void **block;
+    size_t bytes, *known;
+};
+
+static size_t halves_of(const skv_workload *w) {
+    const size_t logits = cu_logit_rows(w) * size_t(w->config->vocab), few = FEW_ROWS * widest_output(w->config);
+    return 2 * (few > logits ? few : logits);
+}
+
+/* What work needs, in an order that does not depend on it. */
+static std::vector<piece> pieces_of(cu_device *d, const skv_workload *w) {
+    const skv_config *c = w->config;
+    const size_t n = w->n_tokens, half = size_t(c->head_dim) / 2;
+    const size_t heads = n_cache_heads(c), pages = heads * n_pages(w->head_slots), jobs = w->n_due * heads;
+    const auto plain = [](auto **block, size_t count) {
+        return piece{reinterpret_cast<void **>(block), skv_mul(count, sizeof **block), nullptr};
+    };
+    const auto block = [](cu_block_of_memory *block, size_t bytes) {
+        return piece{&block->data, bytes, &block->bytes};
+    };
+    return {plain(&d->inv_freq, half),
+            plain(&d->cosine, n * half),
+            plain(&d->sine, n * half),
+            plain(&d->stats, w->cache.sums ? n * 2 * size_t(c->n_heads) : 0),
+            plain(&d->partials, partial_floats(w)),
+            plain(reinterpret_cast<float **>(&d->narrow), n * widest_input(c)),
+            plain(&d->halves, halves_of(w)),
+            plain(&d->logits, cu_logit_rows(w) * size_t(c->vocab)),
+            plain(&d->best, n),
+            block(&d->staged, lay_out_most(w, 0).bytes),
+            block(&d->tables, w->n_rows * pages * sizeof(char *)),
+            block(&d->areas, w->n_due ? cu_area_bytes(w) : 0),
+            block(&d->page_lists, w->n_due * cu_list_bytes(w, pages)),
+            block(&d->jobs, jobs * sizeof(cu_job)),
+            block(&d->results, jobs * sizeof(cu_result)),
+            block(&d->order, cu_order_bytes(w)),
+            block(&d->vectors, w->n_sentences * sizeof(float *)),
+            block(&d->similar, SKV_COMPARED * w->n_sentences * sizeof(float))};
+}
+
+static size_t cu_workspace(const skv_device *base, const skv_workload *work) {
+    auto *d = cu_of(const_cast<skv_device *>(base));
+    size_t bytes = d->blas_bytes;
+    for (const piece &p : pieces_of(d, work)) bytes += p.bytes;
+    return bytes;
+}
+
+static bool give_pieces(cu_device *d, const skv_workload *work) {
+    std::vector<piece> had = pieces_of(d, d->work.config ? &d->work : work), pieces = pieces_of(d, work);
+    for (size_t i = 0; i < pieces.size(); i++) {
+        const piece &p = pieces[i];
+        const size_t before = p.known ? *p.known : d->work.config ? had[i].bytes : 0;
+        if (p.bytes <= before) continue;
+        if (!replace(d, p.block, before, p.bytes)) return false;
+        if (p.known) *p.known = p.bytes;
+    }
+    return true;
 }
 
 static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_error *error) {
     if (work->cache.type == SKV_Q8) return skv_fail(error, SKV_CONFIG, "cache is \"q8\"; allowed on CUDA: bf16, f32");
     cu_device *d = cu_of(base);
-    const skv_config *c = work->config;
-    const size_t n = work->n_tokens, half = size_t(c->head_dim) / 2, group = size_t(c->n_heads) / size_t(c->n_kv_heads);
-    const size_t had = d->work.config ? d->work.n_tokens : 0;
-    const size_t heads = work->n_rows * n_cache_heads(c);
-    const size_t blocks = (n * group + PROMPT_ROWS - 1) / PROMPT_ROWS + work->n_rows;
-    const size_t pages = heads * n_pages(work->head_slots);
-    const size_t bytes = lay_out(n, work->n_rows, heads, blocks, pages).bytes;
-    const size_t logits = cu_logit_rows(work) * size_t(c->vocab), few = FEW_ROWS * widest_output(c);
-    const size_t halves = 2 * (few > logits ? few : logits);
-    bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) &&
-                make(d, &d->inv_freq, had ? half : 0, half) && make(d, &d->cosine, had * half, n * half) &&
-                make(d, &d->sine, had * half, n * half) &&
-                make(d, &d->stats, had * 2 * size_t(c->n_heads), work->cache.sums ? n * 2 * size_t(c->n_heads) : 0) &&
-                make(d, &d->partials, partial_floats(&d->work), partial_floats(work)) &&
-                make(d, reinterpret_cast<float **>(&d->narrow), had * widest_input(c), n * widest_input(c)) &&
-                make(d, &d->halves, d->n_halves, halves) &&
-                make(d, &d->logits, had ? cu_logit_rows(&d->work) * size_t(c->vocab) : 0, logits) &&
-                make(d, reinterpret_cast<float **>(&d->best), had, n) &&
-                grow(d, &d->staged, lay_out(n, work->n_rows, heads, blocks, 0).bytes) &&
-                grow(d, &d->tables, pages * sizeof(char *)) &&
-                (!work->n_due || grow(d, &d->areas, cu_area_bytes(work)));
+    const size_t pages = work->n_rows * n_cache_heads(work->config) * n_pages(work->head_slots);
+    const size_t bytes = lay_out_most(work, pages).bytes;
+    bool room = cu_check(d, cudaSetDevice(d->index), "cudaSetDevice") && give_workspace(d) && give_pieces(d, work);
     d->versions.assign(work->n_rows, 0); /* if the tables moved, they are empty */
     if (room && bytes > d->staging_bytes) {
         void *pinned = nullptr;
@@ -392,9 +441,9 @@ static skv_status cu_reserve(skv_device *base, const skv_workload *work, skv_err
         }
     }
     if (!room) return out_of_workspace(d, error);
-    cu_write(base, d->inv_freq, work->inv_freq, half * sizeof(float));
+    cu_write(base, d->inv_freq, work->inv_freq, size_t(work->config->head_dim) / 2 * sizeof(float));
     d->work = *work;
-    d->n_halves = halves;
+    d->n_halves = halves_of(work);
     d->cache = cache_of(&work->cache);
     return SKV_OK;
 }
@@ -500,56 +549,6 @@ void cu_begin(skv_device *base, const skv_batch *batch) {
               c->rope_attention_factor, d->cosine, d->sine);
 }
 
-/* ---- rates ---- */
-
-/* Reads a buffer once, and writes one number a block. */
-static __global__ void stream_kernel(const float4 *x, size_t n, float *out) {
-    float sum = 0;
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
-        const float4 v = x[i];
-        sum += v.x + v.y + v.z + v.w;
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) atomicAdd(out, sum);
-}
-
-void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
-    cu_device *d = cu_of(base);
-    cudaEvent_t begin = nullptr, end = nullptr;
-    const float one = 1, zero = 0;
-    int side = 4096;
-    *bytes = *macs = 0;
-    while (side > 16 && 3 * size_t(side) * size_t(side) > n) side /= 2;
-    cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
-    cu_check(d, cudaMemsetAsync(memory, 0, n * sizeof *memory, d->stream), "cudaMemsetAsync");
-    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return;
-    const auto rate = [&](double work) {
-        float milliseconds = 0;
-        cu_check(d, cudaEventRecord(end, d->stream), "an event");
-        cu_check(d, cudaEventSynchronize(end), "an event");
-        cu_check(d, cudaEventElapsedTime(&milliseconds, begin, end), "an event");
-        return milliseconds > 0 ? work / milliseconds * 1e3 : 0.0;
-    };
-    float *a = memory, *b = memory + size_t(side) * size_t(side), *c = b + size_t(side) * size_t(side);
-    for (int pass = 0; pass < 4; pass++) {
-        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
-        CU_LAUNCH(d, stream_kernel, unsigned(8 * d->n_processors), THREADS, 0, reinterpret_cast<const float4 *>(memory),
-                  (n - 1) / 4, memory + n - 1);
-        const double read = rate(double(n * sizeof *memory));
-        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
-        cu_check_blas(d,
-                      cublasGemmEx(d->blas, CUBLAS_OP_T, CUBLAS_OP_N, side, side, side, &one, a, CUDA_R_16BF, side, b,
-                                   CUDA_R_16BF, side, &zero, c, CUDA_R_32F, side, CUBLAS_COMPUTE_32F,
-                                   CUBLAS_GEMM_DEFAULT),
-                      "cublasGemmEx");
-        const double multiplied = rate(double(side) * side * side);
-        *bytes = read > *bytes ? read : *bytes;
-        *macs = multiplied > *macs ? multiplied : *macs;
-    }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
-}
-
 static skv_backend table() {
     skv_backend b = {};
     b.name = "cuda";
@@ -565,6 +564,7 @@ static skv_backend table() {
     b.copy = cu_copy;
     b.sync = cu_sync;
     b.reserve = cu_reserve;
+    b.workspace = cu_workspace;
     b.pack = cu_pack;
     b.begin = cu_begin;
     b.embed = cu_embed;

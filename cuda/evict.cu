@@ -390,7 +390,7 @@ void cu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, siz
     }
     size_t most = 0;
     for (size_t i = 0; i < n_jobs; i++) most = size_t(jobs[i].n_slots) > most ? size_t(jobs[i].n_slots) : most;
-    const size_t blocks = n_jobs < 64 ? n_jobs : 64, each = most * d->cache.slot_bytes / 4;
+    const size_t blocks = cu_orders(n_jobs), each = most * d->cache.slot_bytes / 4;
     if (!cu_grow(d, &d->order, blocks * each * 4)) return;
     CU_LAUNCH(d, reorder_kernel, unsigned(blocks), THREADS, 0, cu_jobs(d), n_jobs, d->cache, results, each,
               static_cast<uint32_t *>(d->order.data));

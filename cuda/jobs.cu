@@ -27,6 +27,18 @@ size_t cu_area_bytes(const skv_workload *w) {
     return w->n_due * ((w->due_slots + 16 * n_heads) * area_arrays(terms) + n_heads * stride) * sizeof(float);
 }
 
+size_t cu_list_bytes(const skv_workload *w, size_t n_pages) {
+    const size_t lists = 3 + size_t(w->config->n_layers) * size_t(w->config->n_kv_heads); /* each at a multiple of 16 */
+    return w->n_sentences * (sizeof(skv_penalty) + sizeof(skv_range) + 1) + n_pages * sizeof(char *) + 16 * lists;
+}
+
+size_t cu_order_bytes(const skv_workload *w) {
+    const size_t jobs = cu_orders(w->n_due * size_t(w->config->n_layers) * size_t(w->config->n_kv_heads));
+    const size_t ordered = w->reorders ? jobs * w->scored_slots * w->cache.slot_bytes : 0;
+    const size_t fetched = w->fetches ? w->scored_slots * (size_t(w->config->head_dim) + 1) * sizeof(float) : 0;
+    return ordered > fetched ? ordered : fetched;
+}
+
 void cu_place_jobs(const cu_device *d, const skv_scoring *s, skv_job *jobs, size_t n_jobs) {
     size_t at = 0;
     for (skv_job *job = jobs; job < jobs + n_jobs; job++) {

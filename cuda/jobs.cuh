@@ -30,6 +30,9 @@ static __device__ __forceinline__ int32_t job_position(const cu_cache &c, const 
     return page_positions(c, job.pages[slot / SKV_PAGE])[slot % SKV_PAGE];
 }
 
+/* Jobs whose slots are put in another order at the same time. */
+static inline size_t cu_orders(size_t n_jobs) { return n_jobs < 64 ? n_jobs : 64; }
+
 /* Where each job's area lies. */
 void cu_place_jobs(const cu_device *d, const skv_scoring *s, skv_job *jobs, size_t n_jobs);
 

@@ -13,6 +13,7 @@
  *                                                                                    weights, as on the CPU: rounding
  *                                                                                    them once moves logits by percents
  * best_kernel      [rows], 1024                       logits once, from L2           only ids leave the device
+ * stream_kernel    [8 × processors], 256              reads all it is given          what memory can do at most
  *
  * gemv_kernel is meant to be bound by the memory: 1555 GB/s on an A100 are 10.2 bytes a clock of each of its 108
  * multiprocessors (1.41 GHz), 3350 GB/s on an H100 14.5 of 132 (1.75 GHz). R rows, bf16:
@@ -57,20 +58,19 @@ void cu_pack(skv_device *base, skv_matrix *w, const void *source, skv_dtype type
     const size_t size = skv_dtypes[type].size, stored = size_t(w->n_in) * size, n_out = size_t(w->n_out);
     size_t most = (size_t(32) << 20) / stored;
     most = most < 1 ? 1 : most > n_out ? n_out : most;
-    w->data = base->backend->alloc(base, skv_mul(n_out, row_of(w)), skv_dtypes[w->type].size);
-    if (!w->data) return;
-    if (!cu_grow(d, &d->packing, most * stored)) return;
-    for (size_t first = 0; first < n_out; first += most) {
+    char *packing = static_cast<char *>(base->backend->alloc(base, most, stored));
+    if (packing) w->data = base->backend->alloc(base, skv_mul(n_out, row_of(w)), skv_dtypes[w->type].size);
+    for (size_t first = 0; w->data && first < n_out; first += most) {
         const size_t n = n_out - first < most ? n_out - first : most;
         const char *from = static_cast<const char *>(source) + first * stored;
-        if (!cu_check(d, cudaMemcpyAsync(d->packing.data, from, n * stored, cudaMemcpyHostToDevice, d->stream),
-                      "weights"))
-            return;
-        if (type == SKV_F32) pack_rows<float>(d, w, d->packing.data, first, n);
-        if (type == SKV_BF16) pack_rows<__nv_bfloat16>(d, w, d->packing.data, first, n);
-        if (type == SKV_F16) pack_rows<__half>(d, w, d->packing.data, first, n);
+        if (!cu_check(d, cudaMemcpyAsync(packing, from, n * stored, cudaMemcpyHostToDevice, d->stream), "weights"))
+            break;
+        if (type == SKV_F32) pack_rows<float>(d, w, packing, first, n);
+        if (type == SKV_BF16) pack_rows<__nv_bfloat16>(d, w, packing, first, n);
+        if (type == SKV_F16) pack_rows<__half>(d, w, packing, first, n);
         cu_check(d, cudaStreamSynchronize(d->stream), "weights"); /* the source is the caller's again */
     }
+    base->backend->free(base, packing);
 }
 
 template <typename T>
@@ -471,4 +471,54 @@ void cu_project(skv_device *base, const skv_matrix *w, const float *x, size_t n,
             base->backend->read(base, y + first * n_out, d->logits, rows * n_out * sizeof *y);
     }
     if (best) base->backend->read(base, best, d->best, n * sizeof *best);
+}
+
+/* ---- rates ---- */
+
+/* Reads a buffer once, and writes one number a block. */
+static __global__ void stream_kernel(const float4 *x, size_t n, float *out) {
+    float sum = 0;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const float4 v = x[i];
+        sum += v.x + v.y + v.z + v.w;
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) atomicAdd(out, sum);
+}
+
+void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
+    cu_device *d = cu_of(base);
+    cudaEvent_t begin = nullptr, end = nullptr;
+    const float one = 1, zero = 0;
+    int side = 4096;
+    *bytes = *macs = 0;
+    while (side > 16 && 3 * size_t(side) * size_t(side) > n) side /= 2;
+    cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
+    cu_check(d, cudaMemsetAsync(memory, 0, n * sizeof *memory, d->stream), "cudaMemsetAsync");
+    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return;
+    const auto rate = [&](double work) {
+        float milliseconds = 0;
+        cu_check(d, cudaEventRecord(end, d->stream), "an event");
+        cu_check(d, cudaEventSynchronize(end), "an event");
+        cu_check(d, cudaEventElapsedTime(&milliseconds, begin, end), "an event");
+        return milliseconds > 0 ? work / milliseconds * 1e3 : 0.0;
+    };
+    float *a = memory, *b = memory + size_t(side) * size_t(side), *c = b + size_t(side) * size_t(side);
+    for (int pass = 0; pass < 4; pass++) {
+        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
+        CU_LAUNCH(d, stream_kernel, unsigned(8 * d->n_processors), THREADS, 0, reinterpret_cast<const float4 *>(memory),
+                  (n - 1) / 4, memory + n - 1);
+        const double read = rate(double(n * sizeof *memory));
+        cu_check(d, cudaEventRecord(begin, d->stream), "an event");
+        cu_check_blas(d,
+                      cublasGemmEx(d->blas, CUBLAS_OP_T, CUBLAS_OP_N, side, side, side, &one, a, CUDA_R_16BF, side, b,
+                                   CUDA_R_16BF, side, &zero, c, CUDA_R_32F, side, CUBLAS_COMPUTE_32F,
+                                   CUBLAS_GEMM_DEFAULT),
+                      "cublasGemmEx");
+        const double multiplied = rate(double(side) * side * side);
+        *bytes = read > *bytes ? read : *bytes;
+        *macs = multiplied > *macs ? multiplied : *macs;
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
 }

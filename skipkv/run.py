@@ -93,7 +93,9 @@ class Options(Sampling):
     rows : int
         Sequences in flight at once.
     memory_limit : int, optional
-        Bytes of cache, a hard cap; rows wait where they do not fit.
+        A hard cap in bytes; rows wait where they do not fit. On the CPU it is on the cache, on a GPU on all its memory
+        that the run takes beside the weights: cache, queries, sentences and workspace. Vectors of sentences that close
+        while rows run are not refused, but keep new rows waiting.
     trace : bool or "scores"
         Record what was kept; with ``"scores"`` every candidate's scores, too.
     cache : "bf16", "f32" or "q8"
@@ -330,6 +332,9 @@ class Run:
         """Refuse now what could not run later."""
         context, limit = self.context, self.options.memory_limit
         reach = self.config.reach if context == self.config.context else context
+        if limit and self.prompts:  # what the session may come to take beside its rows
+            capacity = max(self._capacity(i) for i in range(len(self.prompts)))
+            fixed = self.session.fixed_bytes(capacity, min(max(map(len, self.prompts)), capacity))
         for i, (prompt, steering) in enumerate(zip(self.prompts, self.steering, strict=True)):
             if not prompt:
                 raise ConfigError(f"prompt {i} is empty; allowed: at least one token")
@@ -340,8 +345,9 @@ class Run:
             self.method.check_prompt(len(prompt), self.reserves[i])
             if limit:
                 need = self.session.row_bytes(self._capacity(i), len(prompt))
-                if need > limit:
-                    raise CapacityError(f"prompt {i} needs {need} bytes of cache; memory_limit is {limit}")
+                if need + fixed > limit:
+                    beside = f" beside {fixed} of workspace" if fixed else ""
+                    raise CapacityError(f"prompt {i} needs {need} bytes of cache{beside}; memory_limit is {limit}")
 
     def _capacity(self, prompt: int) -> int:
         # The last new token is never fed.
@@ -381,8 +387,11 @@ class Run:
         t, limit = self.template, self.options.memory_limit
         if not t or not limit or t.n_prompt > self.options.max_new_tokens:
             return False
-        held, row = (self.session.row_bytes(n, t.n_prompt) for n in (t.limit, self._capacity(t.prompt)))
-        return self.session.ledger()["reserved_bytes"] - held + row <= limit
+        capacity, ledger = self._capacity(t.prompt), self.session.ledger()
+        held, row = (self.session.row_bytes(n, t.n_prompt) for n in (t.limit, capacity))
+        fixed = self.session.fixed_bytes(capacity, t.n_prompt)
+        rest = ledger["ring_bytes"] + ledger["sentence_bytes"] if fixed else 0
+        return ledger["reserved_bytes"] + rest + fixed - held + row <= limit
 
     def _ask(self) -> bool:
         """Whether a sequence waits, once those of the next prompt that are not admitted have left the queue."""

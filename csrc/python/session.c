@@ -187,6 +187,13 @@ static PyObject *session_row_bytes(PyObject *object, PyObject *args) {
     return PyLong_FromSize_t(skv_row_bytes(self->session, capacity, n_prompt));
 }
 
+static PyObject *session_fixed_bytes(PyObject *object, PyObject *args) {
+    py_session *self = (py_session *)object;
+    int capacity, n_prompt;
+    if (!PyArg_ParseTuple(args, "ii", &capacity, &n_prompt) || in_use(self)) return NULL;
+    return PyLong_FromSize_t(skv_session_bytes(self->session, capacity, n_prompt));
+}
+
 static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwargs) {
     py_session *self = (py_session *)object;
     PyObject *module = py_module_of(object), *span_object, *token_object, *logit_object = Py_None,
@@ -387,11 +394,22 @@ static PyObject *session_trace(PyObject *object, PyObject *Py_UNUSED(unused)) {
 static PyObject *session_ledger(PyObject *object, PyObject *Py_UNUSED(unused)) {
     if (in_use((py_session *)object)) return NULL;
     const skv_ledger l = skv_session_ledger(((py_session *)object)->session);
-    return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:d}", "live_bytes", (Py_ssize_t)l.live_bytes, "reserved_bytes",
-                         (Py_ssize_t)l.reserved_bytes, "pool_bytes", (Py_ssize_t)l.pool_bytes, "peak_bytes",
-                         (Py_ssize_t)l.peak_bytes, "page_bytes", (Py_ssize_t)l.page_bytes, "heap_bytes",
-                         (Py_ssize_t)l.heap_bytes, "n_allocator_calls", (unsigned long long)l.n_allocator_calls,
-                         "evict_seconds", l.evict_seconds);
+    const struct {
+        const char *name;
+        size_t value;
+    } bytes[] = {{"live_bytes", l.live_bytes},         {"reserved_bytes", l.reserved_bytes},
+                 {"pool_bytes", l.pool_bytes},         {"peak_bytes", l.peak_bytes},
+                 {"page_bytes", l.page_bytes},         {"ring_bytes", l.ring_bytes},
+                 {"sentence_bytes", l.sentence_bytes}, {"workspace_bytes", l.workspace_bytes},
+                 {"heap_bytes", l.heap_bytes},         {"weight_bytes", l.weight_bytes}};
+    PyObject *ledger = Py_BuildValue("{s:K,s:d}", "n_allocator_calls", (unsigned long long)l.n_allocator_calls,
+                                     "evict_seconds", l.evict_seconds);
+    for (size_t i = 0; ledger && i < sizeof bytes / sizeof *bytes; i++) {
+        PyObject *value = PyLong_FromSize_t(bytes[i].value);
+        if (!value || PyDict_SetItemString(ledger, bytes[i].name, value)) Py_CLEAR(ledger);
+        Py_XDECREF(value);
+    }
+    return ledger;
 }
 
 static PyObject *session_seconds(PyObject *object, PyObject *Py_UNUSED(unused)) {
@@ -413,7 +431,9 @@ static PyMethodDef session_methods[] = {
     {"close", session_close, METH_O, "close(row): its pages go back to the pool."},
     {"chunk", session_chunk, METH_VARARGS, "chunk(row, n) -> how many of its next n tokens may be fed at once."},
     {"row_bytes", session_row_bytes, METH_VARARGS,
-     "row_bytes(capacity, n_prompt) -> bytes of cache that such a row reserves."},
+     "row_bytes(capacity, n_prompt) -> bytes under the memory limit of such a row, its worst case."},
+    {"fixed_bytes", session_fixed_bytes, METH_VARARGS,
+     "fixed_bytes(capacity, n_prompt) -> those of the session beside its rows, none longer than this one."},
     {"forward", KEYWORDS(session_forward),
      "forward(spans, tokens, logits=None, every=False, layers=None, states=None, best=None) -> list of (index of a "
      "steered token, its α).\n"

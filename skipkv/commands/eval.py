@@ -81,7 +81,8 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
         "--sampling", choices=["checkpoint"], default=argparse.SUPPRESS,
         help="as the checkpoint recommends, in all that no option says",
     )  # fmt: skip
-    parser.add_argument("--memory-limit", type=int, metavar="BYTES", default=argparse.SUPPRESS, help="of the cache")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", default=argparse.SUPPRESS,
+                        help="of the cache; on a GPU of all but the weights")  # fmt: skip
     parser.add_argument("--fragmentation", action="store_true", help="measure how eviction tears words")
     _add_unsafe(parser)
     add_device(parser)

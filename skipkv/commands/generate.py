@@ -44,7 +44,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampling", choices=["checkpoint"], help="as the checkpoint recommends, in all that no option says"
     )
-    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache")
+    parser.add_argument(
+        "--memory-limit", type=int, metavar="BYTES", help="hard cap on the cache; on a GPU on all but the weights"
+    )
     parser.add_argument("--trace", metavar="FILE.npz", help="record what was kept")
     parser.add_argument("--trace-scores", action="store_true", help="with every candidate's scores")
 

@@ -172,6 +172,10 @@ class _Bench:
         """Bytes of cache that a row of so many tokens reserves; what may be compacted is decoded."""
         return self.session.row_bytes(capacity, self.n_prompt)
 
+    def fixed_bytes(self, capacity: int) -> int:
+        """What stands beside its rows under a limit: 0 on the CPU."""
+        return self.session.fixed_bytes(capacity, self.n_prompt)
+
     def forward(self, spans: list[tuple[int, int]], logits: bool = True, best: bool = False) -> float:
         """Seconds of a forward of these spans, with random tokens."""
         before, rows, n = self.session.seconds(), np.array(spans, np.int32), len(spans)
@@ -319,12 +323,18 @@ def compaction(model: Model, method: Method, cache: str, repeats: int, timed: bo
 
 
 def largest_batch(model: Model, method: Method, cache: str, limit: int, length: int) -> tuple[int, int]:
-    """Rows of `length` tokens that a cache of `limit` bytes holds, and bytes of one."""
+    """Rows of `length` tokens that `limit` bytes hold, and bytes of one."""
     bench = _Bench(model, method, cache, 1, length)
     each = bench.row_bytes(length)
-    if each > limit:
-        raise CapacityError(f"{method}: a row of {length} tokens needs {each} bytes of cache; memory_limit is {limit}")
-    return limit // each, each
+    fixed = bench.fixed_bytes(length)
+    if fixed and limit >= 2 * each:  # grows with the rows, of which there may be so many
+        fixed = _Bench(model, method, cache, limit // each, length).fixed_bytes(length)
+    if each + fixed > limit:
+        beside = f" beside {fixed} of workspace" if fixed else ""
+        raise CapacityError(
+            f"{method}: a row of {length} tokens needs {each} bytes of cache{beside}; memory_limit is {limit}"
+        )
+    return (limit - fixed) // each, each
 
 
 def samples_per_minute(rows: int, length: int, seconds: float) -> float:

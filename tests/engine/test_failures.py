@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 
+import devices
 import harness
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ TEXT = harness.sentences_text(150, 7)
 N_PROMPT = 41
 SANITIZED = bool(os.environ.get("LD_PRELOAD"))
 SEEN = Counter()  # since the refusal: told, and lost, forwards that failed after their rows had advanced
+FREE = r"; (cuda:0: \d+ bytes asked, \d+ of \d+ free|\d+ bytes of pinned memory asked)"  # what a device adds
 
 
 def told(error):
     """An error that names what did not fit."""
-    assert re.match("out of memory for .", str(error)), error
+    assert re.fullmatch(rf"out of memory for .*?{FREE if 'simt' in SEEN else ''}", str(error)), error
     SEEN["told"] += 1
 
 
@@ -46,8 +48,9 @@ class Scenario:
     What fails is tried again, where that is right.
     """
 
-    def __init__(self, evict):
-        self.model, _ = harness.build()
+    def __init__(self, evict, variant=None, **options):
+        self.options = {"rows": 3, "trace": 2} | options
+        self.model, _ = self.again(harness.build.__wrapped__, variant=variant)
         self.method = harness.make("skipkv", **(harness.RUN | {"budget": 30, "evict": evict}))
 
     def again(self, work, *arguments, **options):
@@ -102,8 +105,10 @@ class Scenario:
 
     def run(self):
         """What an undisturbed session gives, whatever failed on the way."""
-        self.session = self.again(harness.open_session, self.model, self.method, rows=3, trace=2)
-        return plain(self.attempt() or self.attempt())
+        self.session = self.again(harness.open_session, self.model, self.method, **self.options)
+        found = plain(self.attempt() or self.attempt())
+        del harness.SHAPES[self.model]  # which would keep it
+        return found
 
 
 @functools.cache
@@ -180,6 +185,29 @@ def test_memory_of_the_core_runs_out_anywhere(work, least, request):
         assert CORE.skv_test_blocks() == before, k
     print(f"{request.node.name}: {dict(total)}")
     assert SANITIZED or all(total[name] >= n for name, n in zip(("refused", "told", "lost"), least, strict=True))
+
+
+@pytest.mark.simt
+def test_memory_of_a_device_runs_out_anywhere():
+    """Large forwards, so that their buffers are allocations of their own; sessions and models leave nothing."""
+    simt, (now, total) = ctypes.CDLL(devices.library("simt")), (ctypes.c_size_t(), ctypes.c_size_t())
+
+    def drive(k):
+        SEEN.clear()
+        SEEN["simt"] = 1
+        simt.simt_refuse(k)
+        got = Scenario(True, "simt", tokens=4096).run()
+        simt.cudaMemGetInfo(ctypes.byref(now), ctypes.byref(total))
+        return got, now.value, simt.simt_left()
+
+    want = drive(0)
+    for k in itertools.count(1):
+        *got, left = drive(k)
+        assert tuple(got) == want[:2] and SEEN["told"] == (not left), k
+        if left:
+            break
+    simt.simt_refuse(0)
+    assert k > 11
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ from pathlib import Path
 import devices
 import numpy as np
 import pytest
-from generations import PROBLEMS
+from generations import PROBLEMS, VECTOR, run, running, same, work_of
 from harness import refused
 
 import skipkv
 from skipkv import _skipkv
 from skipkv.devices import every, find
+from skipkv.engine import Row, chunks
+from skipkv.methods import NEEDS
 
 ABOUT = "SIMT on the host, 8.6 GB"
 NO_DEVICE = "no CUDA device: no CUDA-capable device is detected"
@@ -146,7 +148,7 @@ def test_devices_are_those_that_there_are(simt, monkeypatch, n):
 def test_a_device_computes_what_the_cpu_does(simt, monkeypatch, capsys, device, name):
     monkeypatch.setenv("SIMT_DEVICES", "2")
     model = load(device, progress=True)
-    assert capsys.readouterr().err == f"tiny: llama, 2.5 M parameters, 10.5 MB as f32, {name}, 1 threads\n"
+    assert capsys.readouterr().err == f"tiny: llama, 2.5 M parameters, 9.9 MB as f32, {name}, 1 threads\n"
     assert repr(model).endswith(f" bytes, {name}>")
     texts = [
         each.generate(PROBLEMS[0], "skipkv:budget=40,interval=16", max_new_tokens=30, progress=False)[0].text
@@ -192,6 +194,73 @@ def test_weights_that_do_not_fit_are_named_with_what_there_is(simt, monkeypatch)
     asked = f"cuda:0: 4194304 bytes asked, 1000 of {taken + 1000} free"
     with refused(f'out of memory for tensor "lm_head.weight"; {asked}', skipkv.CapacityError):
         load()
+
+
+COUNTED = "pool_bytes", "ring_bytes", "sentence_bytes", "workspace_bytes"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.simt)])
+@pytest.mark.parametrize("text", ["full", "skipkv:budget=40,interval=16,compat=official", "h2o:budget=40,interval=16",
+                                  "rkv:budget=40,interval=16,evict=false"])  # fmt: skip
+def test_the_ledger_counts_what_rows_take(request, device, text):
+    """And on a device no step takes more than what was counted before it."""
+    if device == "cuda":
+        request.getfixturevalue("simt")
+    model, method = load(device), skipkv.parse_method(text)
+    config, capacity = model.config, 150
+    chosen = method.as_dict((config.n_layers, config.n_kv_heads))
+    session = model._session(method, "f32", rows=3, tokens=64, trace=2)
+    width, heads = -(-config.hidden // 16) * 16, config.n_layers * config.n_kv_heads
+    floats = width + heads * 40 * ("evict=false" in text)
+    if method.needs & NEEDS["queries"]:
+        floats += config.n_layers * config.n_heads * config.head_dim * chosen["window"]
+    ids = np.array(model.encode(PROBLEMS[0] * 4)[:capacity], np.int32)
+    rows = [session.open(capacity, n_prompt=40)]
+    opened, closing = session.ledger(), chosen["interval"] if "official" in text else chosen["interval"] // 2 + 1
+    assert opened["ring_bytes"] == 4 * floats
+    assert opened["sentence_bytes"] == 4 * width * -(-min(closing, capacity) // 16) * 16
+    fixed = session.fixed_bytes(capacity, 40)
+    assert fixed == (opened["workspace_bytes"] if device == "cuda" else 0)
+    for part, spans in chunks(session, Row(rows[0], 40, None), ids, 64):
+        session.forward(spans, ids[part])
+    steering = skipkv.Steering(VECTOR[: config.hidden], 1).as_tuple()
+    rows += [session.fork(rows[0], capacity, 1), session.open(capacity, n_prompt=40, steering=steering)]
+    ledger = session.ledger()
+    assert ledger["workspace_bytes"] == opened["workspace_bytes"] < session.ledger()["heap_bytes"]
+    assert ledger["ring_bytes"] == 4 * (3 * floats + config.hidden)
+    assert ledger["sentence_bytes"] > 2 * opened["sentence_bytes"]
+    assert ledger["weight_bytes"] == model._core.n_bytes
+    for row in rows:
+        session.close(row)
+    ledger = session.ledger()
+    assert [ledger[name] for name in COUNTED[1:]] == [0, 0, opened["workspace_bytes"]]
+
+
+@pytest.mark.simt
+def test_a_limit_is_on_all_that_a_run_takes_of_a_device(simt):
+    """Rows wait for it; no text changes. What never fits is refused before anything runs."""
+    model, method = load(), skipkv.parse_method("skipkv:budget=18,interval=8")
+    prompts, shapes = [model.encode(PROBLEMS[i])[:n] for i, n in enumerate((12, 9))], [(25, 12), (22, 9)]
+    options = {"n": 2, "rows": 4, "cache": "f32", "temperature": 1.0, "max_new_tokens": 14, "stop_ids": ()}
+    done, session = [], work_of(model, prompts, method, **options).session
+    fixed, row = session.fixed_bytes(*max(shapes)), max(session.row_bytes(*shape) for shape in shapes)
+    for fit in (1, 2.5):
+        work, most = work_of(model, prompts, method, memory_limit=fixed + int(fit * row), **options), 0
+        for _, now in running(work.events()):
+            ledger = work.session.ledger()
+            grown = ledger["sentence_bytes"] - 4 * 16 * model.config.hidden * (len(now) + bool(work.template))
+            assert sum(ledger[name] for name in COUNTED) - max(0, grown) <= work.options.memory_limit
+            most = max(most, len(now))
+        assert most == int(fit)
+        done.append(work.results())
+    same(*done)
+    worst = next(i for i, shape in enumerate(shapes) if session.row_bytes(*shape) == row)
+    with refused(f"prompt {worst} needs {row} bytes of cache beside {fixed} of workspace; memory_limit is "
+                 f"{fixed + row - 1}", skipkv.CapacityError):  # fmt: skip
+        run(model, prompts, method, memory_limit=fixed + row - 1, **options)
+    words = r"a session of 5 rows .* \d+ bytes for activations and \d+ for workspace; memory_limit is 1000"
+    with pytest.raises(skipkv.CapacityError, match=words):
+        run(model, prompts, method, memory_limit=1000, **options)
 
 
 @pytest.mark.simt

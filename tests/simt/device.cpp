@@ -54,6 +54,7 @@ std::vector<std::pair<const void *, size_t>> shared_limits; // of kernels that a
 
 thread_local int device;
 unsigned n_working; // nested
+long calls_left;    // of cudaMalloc and cudaMallocHost, until one is refused; 0: none will be
 
 size_t device_bytes() { return static_cast<size_t>(setting("SIMT_MEMORY", 8ll << 30)); }
 size_t free_bytes() {
@@ -95,6 +96,8 @@ bool map_guarded(Allocation *a) {
     mprotect(a->mapping + a->mapping_bytes, PAGE, PROT_NONE);
     return true;
 }
+
+bool is_refused() { return calls_left && !--calls_left; }
 
 cudaError_t allocate(void **p, size_t bytes) {
     *p = nullptr;
@@ -282,8 +285,12 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 
 /* ---- memory ---- */
 
+/* For tests: the k-th call from now that allocates fails; 0: none. How many are left until then. */
+void simt_refuse(long k) { calls_left = k; }
+long simt_left() { return calls_left; }
+
 cudaError_t cudaMalloc(void **p, size_t bytes) {
-    return unsafe_call([&] { return allocate(p, bytes); });
+    return unsafe_call([&] { return is_refused() ? cudaErrorMemoryAllocation : allocate(p, bytes); });
 }
 cudaError_t cudaFree(void *p) {
     return unsafe_call([&] {
@@ -293,7 +300,7 @@ cudaError_t cudaFree(void *p) {
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
     return unsafe_call([&] {
-        if (posix_memalign(p, ALIGNMENT, bytes)) return cudaErrorMemoryAllocation;
+        if (is_refused() || posix_memalign(p, ALIGNMENT, bytes)) return cudaErrorMemoryAllocation;
         poison(*p, bytes);
         pinned_memory.push_back({static_cast<char *>(*p), bytes, 0, nullptr, 0});
         return cudaSuccess;
