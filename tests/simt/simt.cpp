@@ -124,7 +124,7 @@ const char *base_name(const char *path) {
 
 static bool alike(const Thread &a, const Thread &b) {
     return a.state == b.state &&
-           (a.state == READY || a.state == EXITED || (a.op == b.op && a.site.line == b.site.line && a.mask == b.mask));
+           (a.state == READY || a.state == EXITED || (a.op == b.op && a.site == b.site && a.mask == b.mask));
 }
 
 void fault(const char *format, ...) {
@@ -411,7 +411,7 @@ int barrier(Op op, int predicate, Site site) {
         first_op = op;
         first = site;
         arrived_result = op == SYNCTHREADS_AND;
-    } else if (op != first_op || site.line != first.line || strcmp(site.file, first.file)) {
+    } else if (op != first_op || !(site == first)) {
         fault("divergent barrier: thread %u is at %s, %s:%d, others at %s, %s:%d", me->id, NAMES[op],
               base_name(site.file), site.line, NAMES[first_op], base_name(first.file), first.line);
     }
