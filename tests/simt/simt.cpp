@@ -98,7 +98,7 @@ namespace {
 
 Thread threads[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
-unsigned n_threads, n_exited, n_arrived;
+unsigned n_threads, n_exited, n_arrived, n_atomics;
 int arrived_result;
 
 const Launch *grid; // in flight
@@ -342,6 +342,7 @@ void run(const Launch &what) {
     grid_size = what.grid;
     block_size = what.block;
     n_threads = block_size.x * block_size.y * block_size.z;
+    n_atomics = 0;
     read_schedule();
     host_stack = nullptr; // each host thread has its own
     host_tsan = this_thread();
@@ -371,9 +372,8 @@ void run(const Launch &what) {
 }
 
 void count_atomic() {
-    static unsigned n;
     Thread *me = current;
-    if (++n % 4096) return;
+    if (++n_atomics % 4096) return;
     if (++me->yields > MAX_YIELDS)
         fault("thread %u does atomics without end; blocks run one after another, so one never waits for another",
               me->id);
