@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections import defaultdict
+from itertools import combinations_with_replacement
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,9 +30,31 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes a device, or minutes in its place, runs where -m asks for it."""
-    left_out = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr]
+    """What takes a device, or minutes in its place, runs where -m asks for it, the engine's with any two parameters."""
+    left_out, tests = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr], defaultdict(dict)
     items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
+    for item in items:
+        on_device = any(map(item.get_closest_marker, DEVICES)) and item.path.parent.name == "engine"
+        if on_device and hasattr(item, "callspec"):
+            tests[item.parent.nodeid, item.originalname][item] = pairs(item.callspec)
+    thin = set()
+    for of_item in tests.values():
+        missing = set().union(*of_item.values())
+        while missing:
+            best = max(of_item, key=lambda item: len(of_item[item] & missing))
+            missing -= of_item.pop(best)
+        thin |= of_item.keys()
+    items[:] = [item for item in items if item not in thin]
+
+
+def pairs(callspec):
+    """Any two values of a test's parameters; "rkv:allocate=layer" is two. What no device has is only itself."""
+    values = []
+    for name, value in callspec.params.items():
+        parts = [*value.split(":"), ""] if isinstance(value, str) else [repr(value)]
+        values += [(name, place, part) for place, part in enumerate(parts[:2])]
+    found = {*combinations_with_replacement(sorted(values), 2)}
+    return {pair for pair in found if "q8" in (pair[0][2], pair[1][2])} or found
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def ptxas() -> dict[str, dict[int, Usage]]:
         nvcc, _, headers = setup["find_cuda"]()
     except setup["Missing"] as missing:
         raise simt.Missing(str(missing)) from None
-    command = [nvcc, *setup["CUDA_FLAGS"], "-isystem", headers, "--resource-usage", "-c"]
+    command = [nvcc, *setup["CUDA_FLAGS"], "-Werror", "all-warnings", "-isystem", headers, "--resource-usage", "-c"]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         texts = pool.map(lambda p: simt.run([*command, p, "-o", Path(folder, p.name)]), simt.CUDA.glob("*.cu"))
         text = subprocess.run(["c++filt"], input="".join(texts), capture_output=True, text=True, check=True).stdout

@@ -27,14 +27,17 @@ def test_compat_thoughts_anywhere_counts_outside_think(backend):
 @pytest.mark.parametrize("name", ["full", "skipkv"])
 def test_compat_thoughts_on_grid_lags(name, backend):
     tokens, n_prompt, interval = thinking_text(150, 6), 40, 16
-    alphas = compat_alphas(backend, tokens, n_prompt, "thoughts-on-grid", interval=interval, name=name)
+    alphas, at_once = (
+        compat_alphas(backend, tokens, n_prompt, compat, interval=interval, name=name)
+        for compat in ("thoughts-on-grid", None)
+    )
     texts = [TEXTS[i] for i in tokens]
     grid = [0, n_prompt, *(t for t in range(n_prompt + 1, len(tokens)) if t % interval == 1)]
     lagging = 0
     for position, alpha in alphas.items():
         last = max(t for t in grid if t <= position)  # N_o is that of tokens 0 … last − 1
         assert alpha == 1 + 0.125 * spec.count_thoughts(tokens[:last], texts[:last])
-        lagging += alpha != compat_alphas(backend, tokens, n_prompt, None, interval=interval, name=name)[position]
+        lagging += alpha != at_once[position]
     assert len(alphas) > 10 and lagging > 3
 
 

@@ -178,7 +178,7 @@ def check_invariants(session, row, method, budget, peak, protected):
 @pytest.mark.parametrize("protect, n_prompt", [("none", 100), ("prompt", 30), ("sinks:9", 20), ("sinks:5+prompt", 3)])
 @pytest.mark.parametrize("name", EVICTING)
 def test_invariants_hold_on_every_compaction(name, protect, n_prompt, evict, backend):
-    n = 140 if backend in DEVICES else 250
+    n = 114 if backend in DEVICES else 250
     budget, tokens = 60, harness.sentences_text(n, 3)  # so that every compaction frees a page of each head
     method = harness.make(name, budget=budget, protect=protect, evict=evict, **RUN)
     session = harness.open_session(harness.build(variant=backend)[0], method, trace=2)
@@ -203,7 +203,7 @@ def test_invariants_hold_on_every_compaction(name, protect, n_prompt, evict, bac
 @pytest.mark.parametrize("name", EVICTING)
 def test_evicted_pages_come_back_and_steps_allocate_nothing(name, cache, backend):
     budget = 60
-    tokens = harness.sentences_text((4 if backend in DEVICES else 20) * budget, 4)
+    tokens = harness.sentences_text((3 if backend in DEVICES else 20) * budget, 4)
     method = harness.make(name, budget=budget, **RUN)
     session = harness.open_session(harness.build(variant=backend)[0], method, cache=cache)
     row = session.open(len(tokens), n_prompt=100, steering=STEERING)

@@ -3,18 +3,21 @@
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import devices
+import harness
 import numpy as np
 import pytest
-from generations import PROBLEMS, VECTOR, run, running, same, work_of
-from harness import refused
+from generations import PROBLEMS, VECTOR, make, run, running, same, work_of
+from harness import ALL, SHARING, TINY, refused
 
 import skipkv
-from skipkv import _skipkv
+from skipkv import Steering, _skipkv
 from skipkv.devices import every, find
 from skipkv.engine import Row, chunks
 from skipkv.methods import NEEDS
@@ -174,6 +177,88 @@ def test_the_command_line_takes_a_device(simt, skip, monkeypatch):
     status, out, _ = skip("devices")
     assert (status, out.splitlines()[-1].split(None, 2)) == (0, ["cuda:0", "no", NO_DEVICE])
     assert json.loads(skip("devices", "--json")[1]) == every()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generations and their replay, on the host runtime or a device
+
+
+FAMILIES = [checkpoints.LLAMA, checkpoints.QWEN2, checkpoints.QWEN3, checkpoints.MISTRAL,
+            checkpoints.SMOLLM3 | {"no_rope_layers": [1, 0]}]  # fmt: skip
+NEAR = {"f32": (1e-4, 1e-4), "bf16": (5e-2, 2e-2)}  # of scores and of log-probabilities; bf16: beside a rounding's edge
+# A family and a cache each; heads that share their budgets keep all slots in memory, or do as the published code does.
+RUNS = [*((name, {}) for name in ALL),
+        *((name, ({"evict": False}, {"compat": "official"})[i % 2]) for i, name in enumerate(SHARING))]  # fmt: skip
+SELECTIONS = [0, 0]  # all, and those that a near tie decided
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Checkpoints of every family, whose texts are lively."""
+    directories = []
+    for base in FAMILIES:
+        directories.append(tmp_path_factory.mktemp(base["model_type"]))
+        base = base | {"hidden_size": 32, "vocab_size": 231, "max_position_embeddings": 512}
+        config, rng, tensors = checkpoints.read(directories[-1], base), np.random.default_rng(3), {}
+        for name, shape, _ in _skipkv.tensors(config.as_dict()):
+            values = rng.normal(1.0 * ("norm" in name), 0.3, shape)
+            tensors[name] = "F32", shape, values.astype(np.float32).tobytes()
+        checkpoints.write(directories[-1], base, tensors)
+        shutil.copy(TINY / "tokenizer.json", directories[-1])
+    return directories
+
+
+@pytest.fixture(params=devices.params(devices.DEVICES))
+def device(request, monkeypatch):
+    monkeypatch.setenv("SKIPKV_CUDA_LIBRARY", devices.library(request.param))
+    monkeypatch.setenv("SKIPKV_CPU", "generic")
+
+
+def first_difference(got, want, rtol, size):
+    """How many tokens were fed when a kept set first differed, which must follow from a near tie (METHOD §9)."""
+    both = [*zip(got.compactions, want.compactions, strict=True)]
+    SELECTIONS[0] += len(both)
+    for c, w in both:
+        if np.array_equal(c.kept, w.kept):
+            continue
+        heads = [(c, w)]
+        if want.method.allocate == "layer":
+            heads = [pair for pair in both if (pair[1].step, pair[1].layer) == (w.step, w.layer)]
+        held = [[*want.held(w.step - 1, w.layer, head.head), w.step - 1] for _, head in heads]
+        kept, wanted = (
+            [np.searchsorted(slots, head.kept) for slots, head in zip(held, side, strict=True)]
+            for side in zip(*heads, strict=True)
+        )
+        scores, no_keys = [head.scores for _, head in heads], [np.eye(2)]
+        verdict = harness.judge_layer(scores, kept, wanted, no_keys, rtol, 0, size)
+        assert verdict != "different"
+        SELECTIONS[1] += verdict == "near"
+        return w.step
+    return len(want.tokens)
+
+
+@pytest.mark.filterwarnings("ignore:.*steered no token", "ignore:.*never compacted")
+@pytest.mark.parametrize("i", range(len(RUNS)), ids=lambda i: "-".join([RUNS[i][0], *map(str, RUNS[i][1].values())]))
+def test_generations_and_replays_are_the_cpus(device, written, i):
+    """Greedy texts of a batch whose rows begin at different lengths, steered and not; the longest one fed again."""
+    (name, options), cache = RUNS[i], ("f32", "bf16")[i // len(FAMILIES) % 2]
+    scores, logprobs = NEAR[cache]
+    method, prompts = make(name, **options), [PROBLEMS[0], PROBLEMS[3] * 2, "1"]
+    steering = [Steering(harness.VECTOR, 1, scope="all"), None, Steering(-harness.VECTOR, 0, scope="generation")]
+    outs, replays = [], []
+    for where in ("cuda", "cpu"):
+        model = skipkv.load(written[i % len(FAMILIES)], where, dtype="f32", threads=1, progress=False)
+        recorded = {"cache": cache, "trace": "scores"}
+        outs.append(run(model, prompts, method, steering, max_new_tokens=100, stop_ids=(), **recorded))
+        text, n_prompt = outs[0][1].prompt_tokens + outs[0][1].tokens, len(outs[0][1].prompt_tokens)
+        replays.append(model.replay(text, method, n_prompt=n_prompt, sequence=(1, 0), **recorded))
+    assert all(out.stats.compactions > 0 for out in outs[1]) == (name != "full")
+    for got, want in zip(*outs, strict=True):
+        end = first_difference(got.trace, want.trace, scores, harness.SIZE.get(name, 0))
+        assert got.trace.tokens[: end + 1] == want.trace.tokens[: end + 1] and len(set(want.tokens)) > 9
+    end = first_difference(*(replay.trace for replay in replays), scores, harness.SIZE.get(name, 0))
+    assert np.abs(replays[0].logprobs - replays[1].logprobs)[:end].max() <= logprobs
+    assert SELECTIONS[1] <= max(2, 0.001 * SELECTIONS[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

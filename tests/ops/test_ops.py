@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import spec
 from harness import VARIANTS
-from ops.library import ADD, CLOSE, EXTEND, NONE
+from ops.library import ADD, CLOSE, EXTEND, NONE, TERMS
 
 pytestmark = pytest.mark.sanitize
 
@@ -91,7 +91,7 @@ def test_embed(world, dtype):
     assert (x == stored[ids]).all()
 
 
-@pytest.mark.parametrize("dim", [1, 5, 16, 33, 576])
+@pytest.mark.parametrize("dim", [1, 5, 16, 33, 64, 80, 96, 128, 576])
 def test_rmsnorm_silu_and_add(world, dim):
     r, w = rng(dim), world()
     x, weight, up = (r.normal(size=(n, dim)).astype(np.float32) for n in (3, 1, 3))
@@ -108,16 +108,16 @@ def test_rmsnorm_silu_and_add(world, dim):
     assert (total == x + up).all()
 
 
-@pytest.mark.parametrize("head_dim", [2, 16, 80, 128])
-def test_rope_turns_by_every_tokens_own_position(world, head_dim):
+@pytest.mark.parametrize("head_dim, heads", [(2, 3), (16, 1), (64, 8), (80, 5), (96, 7), (128, 4)])
+def test_rope_turns_by_every_tokens_own_position(world, head_dim, heads):
     r, w = rng(head_dim), world(head_dim=head_dim, rows=2, tokens=64)
     w.begin([9, 4])
     w.begin([3, 1], rows=[1, 0])  # positions 4, 5, 6 of row 1 and 9 of row 0
-    x = r.normal(size=(4, 3, head_dim)).astype(np.float32)
+    x = r.normal(size=(4, heads, head_dim)).astype(np.float32)
     config = {"head_dim": head_dim, "rope_type": "default", "rope_theta": 1e4}
     wanted = spec.rotate(x.astype(np.float64), np.array([4, 5, 6, 9]), spec.rope_frequencies(config))
     turned = x.copy()
-    w.call("rope", turned, 3)
+    w.call("rope", turned, heads)
     # The angle is position × float32 frequency: a rounding of 6e-8 a radian.
     np.testing.assert_allclose(turned, wanted, rtol=1e-5, atol=1e-5)
 
@@ -193,18 +193,37 @@ def test_attention_is_the_same_whatever_the_batch_and_the_cuts_of_a_prompt(world
 
 @pytest.mark.parametrize("group", [1, 2, 4, 5, 7, 8])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
-def test_attention_of_every_shape_at_a_pages_edge(world, head_dim, group):
-    """Three rows of 62, 63 and 64 slots, and two steps of each."""
-    cache = ("f32", "bf16")[group % 2]
-    stored = spec.STORES[cache]
-    w = world(n_kv=1, group=group, head_dim=head_dim, rows=3, slots=70, cache=cache)
-    past = [[np.zeros((0, 1, head_dim), np.float32)] * 2] * 3
+def test_every_shape_at_a_pages_edge(world, head_dim, group):
+    """Attention, what it leaves in the cache, and scores: three rows of 62, 63 and 64 slots, and two steps of each."""
+    cache, weights = ("f32", "bf16")[group % 2], {"sums": 0.25, "importance": 0.5, "redundancy": -0.5}
+    shape = {"n_kv": 1, "group": group, "head_dim": head_dim, "rows": 3, "slots": 70}
+    w = world(cache=cache, needs=(*weights, "queries"), **shape)
+    stored, sums = spec.STORES[cache], [np.zeros(0)] * 3
+    past = [[np.zeros((0, heads, head_dim), np.float32) for heads in (group, 1, 1)]] * 3
     for step, counts in enumerate(([62, 63, 64], [1, 1, 1], [1, 1, 1])):
         q, k, v, out = filled(w, counts, (head_dim, group, step))
         for row, end in enumerate(np.cumsum(counts)):
-            part, before = slice(end - counts[row], end), len(past[row][0])
-            past[row] = [np.concatenate([old, stored(new[part])]) for old, new in zip(past[row], (k, v), strict=True)]
-            close(out[part], attention(q[part], *past[row], before)[1])
+            part, before = slice(end - counts[row], end), len(sums[row])
+            new = q[part], stored(k[part]), stored(v[part])
+            past[row] = [np.concatenate(both) for both in zip(past[row], new, strict=True)]
+            p, wanted = attention(q[part], *past[row][1:], before)
+            close(out[part], wanted)
+            sums[row] = np.pad(sums[row], (0, counts[row])) + p.sum(axis=(0, 1))
+    held = [w.cache(row, 0, 0) for row in range(3)]
+    terms, score, *_ = w.evict(weights, budgets=20, newest=4, kernel=3)
+    for row, (queries, keys, values) in enumerate(past):
+        assert (held[row][0] == keys[:, 0]).all() and (held[row][1] == values[:, 0]).all()
+        assert (held[row][2] == np.arange(len(keys))).all()
+        close(held[row][3], sums[row], scale=len(keys))
+        wide, candidates = keys[:, 0].astype(np.float64), len(keys) - 4
+        found = [terms[row, 0, 0, TERMS.index(name)] for name in weights]
+        importance = spec.importance(wide, queries[-4:].transpose(1, 0, 2).astype(np.float64), window=4, kernel=3)
+        for term, values in zip(found, (held[row][3][:candidates], importance, spec.redundancy(wide)), strict=True):
+            close(term[: len(values)], values)
+        total = np.float32(0)
+        for term, weight in zip(found, weights.values(), strict=True):
+            total = total + np.float32(weight) * term[:candidates]
+        assert (score[row, 0, 0, :candidates] == total).all()
 
 
 @pytest.mark.parametrize("cache", [*spec.STORES])

@@ -98,7 +98,7 @@ namespace {
 
 Thread threads[MAX_THREADS];
 Warp warps[MAX_THREADS / WARP];
-unsigned n_threads, n_exited, n_arrived;
+unsigned n_threads, n_exited, n_arrived, n_atomics;
 int arrived_result;
 
 const Launch *grid; // in flight
@@ -124,7 +124,7 @@ const char *base_name(const char *path) {
 
 static bool alike(const Thread &a, const Thread &b) {
     return a.state == b.state &&
-           (a.state == READY || a.state == EXITED || (a.op == b.op && a.site.line == b.site.line && a.mask == b.mask));
+           (a.state == READY || a.state == EXITED || (a.op == b.op && a.site == b.site && a.mask == b.mask));
 }
 
 void fault(const char *format, ...) {
@@ -342,6 +342,7 @@ void run(const Launch &what) {
     grid_size = what.grid;
     block_size = what.block;
     n_threads = block_size.x * block_size.y * block_size.z;
+    n_atomics = 0;
     read_schedule();
     host_stack = nullptr; // each host thread has its own
     host_tsan = this_thread();
@@ -371,9 +372,8 @@ void run(const Launch &what) {
 }
 
 void count_atomic() {
-    static unsigned n;
     Thread *me = current;
-    if (++n % 4096) return;
+    if (++n_atomics % 4096) return;
     if (++me->yields > MAX_YIELDS)
         fault("thread %u does atomics without end; blocks run one after another, so one never waits for another",
               me->id);
@@ -411,7 +411,7 @@ int barrier(Op op, int predicate, Site site) {
         first_op = op;
         first = site;
         arrived_result = op == SYNCTHREADS_AND;
-    } else if (op != first_op || site.line != first.line || strcmp(site.file, first.file)) {
+    } else if (op != first_op || !(site == first)) {
         fault("divergent barrier: thread %u is at %s, %s:%d, others at %s, %s:%d", me->id, NAMES[op],
               base_name(site.file), site.line, NAMES[first_op], base_name(first.file), first.line);
     }

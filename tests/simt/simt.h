@@ -52,6 +52,9 @@ namespace simt {
 struct Site {
     const char *file;
     int line;
+    bool operator==(const Site &other) const {
+        return line == other.line && (file == other.file || !strcmp(file, other.file));
+    }
 };
 inline Site here(const char *file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 
@@ -92,7 +95,8 @@ extern dim3 block_size, grid_size;
 extern char dynamic_shared[];
 
 int barrier(Op op, int predicate, Site site);
-uint64_t collective(Op op, unsigned mask, uint64_t value, unsigned argument, int width, Site site);
+/* The last argument lies on the stack: a Site there, written in two parts and read in one, would hold up the caller. */
+uint64_t collective(Op op, unsigned mask, uint64_t value, Site site, unsigned argument = 0, int width = 32);
 void count_atomic(); // whoever does very many may wait for another thread, which then runs
 void fence();
 void poison(void *memory, size_t bytes); // NaN in each type of float, and not initialised to MemorySanitizer
@@ -199,13 +203,13 @@ inline int __syncthreads_or(int predicate, simt::Site site = simt::here()) {
     return simt::barrier(simt::SYNCTHREADS_OR, predicate, site);
 }
 inline void __syncwarp(unsigned mask = ~0u, simt::Site site = simt::here()) {
-    simt::collective(simt::SYNCWARP, mask, 0, 0, 32, site);
+    simt::collective(simt::SYNCWARP, mask, 0, site);
 }
 
 #define SIMT_SHUFFLE(name, op, type)                                                                                   \
     template <class T> T name(unsigned mask, T value, type argument, int width = 32, simt::Site site = simt::here()) { \
         return simt::from_bits<T>(                                                                                     \
-            simt::collective(op, mask, simt::bits(value), static_cast<unsigned>(argument), width, site));              \
+            simt::collective(op, mask, simt::bits(value), site, static_cast<unsigned>(argument), width));              \
     }
 SIMT_SHUFFLE(__shfl_sync, simt::SHFL, int)
 SIMT_SHUFFLE(__shfl_up_sync, simt::SHFL_UP, unsigned)
@@ -215,7 +219,7 @@ SIMT_SHUFFLE(__shfl_xor_sync, simt::SHFL_XOR, int)
 
 #define SIMT_WARP(type, name, op, argument)                                                                            \
     inline type name(unsigned mask, argument value, simt::Site site = simt::here()) {                                  \
-        return static_cast<type>(simt::collective(op, mask, static_cast<uint64_t>(value), 0, 32, site));               \
+        return static_cast<type>(simt::collective(op, mask, static_cast<uint64_t>(value), site));                      \
     }
 SIMT_WARP(int, __any_sync, simt::ANY, int)
 SIMT_WARP(int, __all_sync, simt::ALL, int)
@@ -228,7 +232,7 @@ SIMT_WARP(int, __reduce_min_sync, simt::REDUCE_MIN, int)
 SIMT_WARP(int, __reduce_max_sync, simt::REDUCE_MAX, int)
 #undef SIMT_WARP
 template <class T> unsigned __match_any_sync(unsigned mask, T value, simt::Site site = simt::here()) {
-    return static_cast<unsigned>(simt::collective(simt::MATCH_ANY, mask, simt::bits(value), 0, 32, site));
+    return static_cast<unsigned>(simt::collective(simt::MATCH_ANY, mask, simt::bits(value), site));
 }
 
 /* ---- the wrappers of cudax.cuh ---- */
@@ -246,15 +250,15 @@ template <int N> void cudax_wait() {
 inline void cudax_mma_16816(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4],
                             simt::Site site = simt::here()) {
     simt::Fragments mine = {d, a, b, c};
-    simt::collective(simt::MMA, ~0u, simt::bits(&mine), 0, 32, site);
+    simt::collective(simt::MMA, ~0u, simt::bits(&mine), site);
 }
 inline void cudax_ldmatrix_x4(uint32_t r[4], const void *shared, simt::Site site = simt::here()) {
     simt::Rows mine = {r, *static_cast<const uint4 *>(shared)};
-    simt::collective(simt::LDMATRIX, ~0u, simt::bits(&mine), 0, 32, site);
+    simt::collective(simt::LDMATRIX, ~0u, simt::bits(&mine), site);
 }
 inline void cudax_ldmatrix_x4_trans(uint32_t r[4], const void *shared, simt::Site site = simt::here()) {
     simt::Rows mine = {r, *static_cast<const uint4 *>(shared)};
-    simt::collective(simt::LDMATRIX_TRANS, ~0u, simt::bits(&mine), 0, 32, site);
+    simt::collective(simt::LDMATRIX_TRANS, ~0u, simt::bits(&mine), site);
 }
 
 /* ---- atomics and fences ---- */

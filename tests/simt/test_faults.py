@@ -1,5 +1,6 @@
 """The matrix finds faults of the backend: each of these, seeded into a copy of its sources, makes a test of it fail,
-and each of those that only a tool sees is seen. Without faults the same tests pass, and no tool finds anything.
+and each of those that only a tool sees is seen. Without faults the same tests pass, as -m simt shows, and no tool finds
+anything.
 """
 
 import os
@@ -61,9 +62,9 @@ def matrix(library, tests):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def there():
+def compiler():
     try:
-        return build.backend()
+        build.backend()
     except build.Missing as missing:
         pytest.skip(str(missing))
 
@@ -73,12 +74,6 @@ def test_a_fault_is_found(name):
     *fault, tests = FAULTS[name]
     status, report = matrix(build.backend(faults=(tuple(fault),)), tests)
     assert status == 1 and "AssertionError" in report or "Fatal Python error" in report, report
-
-
-@pytest.mark.parametrize("tests", sorted({tests for *_, tests in FAULTS.values()}))
-def test_the_same_tests_pass_without_a_fault(there, tests):
-    status, report = matrix(there, tests)
-    assert status == 0 and re.search("[1-9][0-9]* passed", report), report
 
 
 # ---------------------------------------------------------------------------------------------------------------------

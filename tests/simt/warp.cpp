@@ -110,8 +110,7 @@ void load_matrices(const Warp &warp, bool transposed) {
 
 void complete(Warp &warp, unsigned mask, const Thread &last) {
     each(warp, mask, [&](int, Thread &t) {
-        if (t.mask != last.mask || t.op != last.op || t.site.line != last.site.line ||
-            strcmp(t.site.file, last.site.file))
+        if (t.mask != last.mask || t.op != last.op || !(t.site == last.site))
             fault("divergent warp collective: thread %u is at %s, mask %08x, %s:%d, thread %u at %s, mask %08x, %s:%d",
                   t.id, NAMES[t.op], t.mask, base_name(t.site.file), t.site.line, last.id, NAMES[last.op], last.mask,
                   base_name(last.site.file), last.site.line);
@@ -127,7 +126,7 @@ void complete(Warp &warp, unsigned mask, const Thread &last) {
 
 } // namespace
 
-uint64_t collective(Op op, unsigned mask, uint64_t value, unsigned argument, int width, Site site) {
+uint64_t collective(Op op, unsigned mask, uint64_t value, Site site, unsigned argument, int width) {
     Thread *me = current;
     Warp &warp = *me->warp;
     me->op = op;
