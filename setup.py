@@ -35,7 +35,7 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fvisibility=hidden",
-    "-fopenmp",
+    "-pthread",
     "-Wall",
     "-Wextra",
 ]
@@ -174,7 +174,7 @@ if __name__ == "__main__":
                 include_dirs=[numpy.get_include()],
                 depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
                 extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
-                extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
+                extra_link_args=["-pthread"] + (SANITIZERS if SANITIZE else []),
             )
         ],
         cmdclass={"build_ext": Build},

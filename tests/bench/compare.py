@@ -10,11 +10,10 @@ What makes it fair:
 
 * Ours, transformers in bfloat16 and transformers in float32 each live in a process of their own, with the same number
   of threads, and take turns: a turn is one untimed step, then `--steps` timed ones (one untimed and one timed prompt);
-  the order rotates from repeat to repeat. Who is not at work waits on a pipe. In one process that would not do: the
-  threads of each OpenMP library spin for some milliseconds after their last loop, on the processors that the other
-  one is just using. Between two turns there is a pause in which they go to sleep, and the untimed step wakes the next
-  ones up. The waiting policy itself is left as the environment has it (OMP_WAIT_POLICY), the same for all; it is
-  printed with the results.
+  the order rotates from repeat to repeat. Who is not at work waits on a pipe. In one process that would not do:
+  torch's threads spin for some milliseconds after their last loop, on the processors that ours are just using. Between
+  two turns there is a pause in which they go to sleep, and the untimed step wakes the next ones up. Their waiting
+  policy is left as the environment has it (OMP_WAIT_POLICY); it is printed with the results.
 * transformers runs under inference_mode with its sdpa attention and its default cache, a DynamicCache, prefilled once
   (the eight rows are copies of one, as ours are), rows of equal length so that nothing is padded, tokens made
   beforehand; only `model.forward` is timed. Of a prompt it computes the logits of the last position only, as we do.
