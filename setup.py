@@ -36,7 +36,7 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fvisibility=hidden",
-    "-fopenmp",
+    "-pthread",
     "-Wall",
     "-Wextra",
 ]
@@ -176,7 +176,7 @@ if __name__ == "__main__":
                 depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
                 define_macros=[("SKIPKV_TEST", None)] if TEST else [],
                 extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),
-                extra_link_args=["-fopenmp"] + (SANITIZERS if SANITIZE else []),
+                extra_link_args=["-pthread"] + (SANITIZERS if SANITIZE else []),
             )
         ],
         cmdclass={"build_ext": Build},

@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other; read when the core is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other; read when torch is loaded
 
 import skipkv  # noqa: E402
 from skipkv.cli import main  # noqa: E402

@@ -95,13 +95,12 @@ def test_every_function_of_the_public_header_is_there():
 
 @each_file
 def test_only_its_own_folder_knows_a_library(path):
-    """Python and NumPy under python/, OpenMP and instruction sets under cpu/, CUDA under cuda/."""
+    """Python and NumPy under python/, threads and instruction sets under cpu/, CUDA under cuda/."""
     found = " ".join(includes(path))
     if PYTHON not in path.parents:
         assert not re.search(r"Python\.h|numpy/", found)
     if CPU not in path.parents:
-        assert not re.search(r"omp\.h|intrin\.h", found)
-        assert not re.search(r"#\s*pragma\s+omp|\bomp_\w+\(", code(path))
+        assert not re.search(r"pthread\.h|stdatomic\.h|intrin\.h", found)
     if path.suffix in (".c", ".h"):
         assert not re.search(r"cuda|cublas", found)
 

@@ -1,6 +1,5 @@
 /* Keys, values and queries: written, attended to, remembered. */
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -34,24 +33,36 @@ static void store(const skv_cache_shape *cache, char *to, float *scale, const fl
     memset(to + dim * type->size, 0, cache->slot_bytes - dim * type->size);
 }
 
+typedef struct append_job {
+    const cpu_device *device;
+    const skv_part *part;
+    size_t layer;
+    const float *k, *v;
+} append_job;
+
+static void append_tokens(const void *argument, cpu_range r) {
+    const append_job *j = argument;
+    const skv_part *part = j->part;
+    const skv_cache_shape *cache = &j->device->work.cache;
+    const size_t dim = (size_t)cache->head_dim, n_kv = (size_t)j->device->work.config->n_kv_heads;
+    for (size_t i = r.first; i < r.end; i++)
+        for (size_t h = 0; h < n_kv; h++) {
+            const skv_head *head = heads_of(j->device, part, j->layer) + h;
+            const size_t slot = (size_t)head->n_slots - part->n + i, page = slot / SKV_PAGE, at = slot % SKV_PAGE;
+            const size_t from = ((part->first + i) * n_kv + h) * dim;
+            float *scale = page_scales(cache, head, page) + at;
+            store(cache, page_keys(head, page) + at * cache->slot_bytes, scale, j->k + from);
+            store(cache, page_values(cache, head, page) + at * cache->slot_bytes, scale + SKV_PAGE, j->v + from);
+            page_positions(cache, head, page)[at] = part->position + (int32_t)i;
+            if (cache->sums) page_sums(cache, head, page)[at] = 0;
+        }
+}
+
 void cpu_append(skv_device *base, size_t layer, const float *k, const float *v) {
     const cpu_device *d = cpu_of(base);
-    const skv_cache_shape *cache = &d->work.cache;
-    const size_t dim = (size_t)cache->head_dim, n_kv = (size_t)d->work.config->n_kv_heads;
-    for (const skv_part *part = d->batch->parts; part < d->batch->parts + d->batch->n_parts; part++) {
-        PARALLEL(part->n * n_kv * dim > SMALL)
-        for (size_t i = 0; i < part->n; i++)
-            for (size_t h = 0; h < n_kv; h++) {
-                const skv_head *head = heads_of(d, part, layer) + h;
-                const size_t slot = (size_t)head->n_slots - part->n + i, page = slot / SKV_PAGE, at = slot % SKV_PAGE;
-                const size_t from = ((part->first + i) * n_kv + h) * dim;
-                float *scale = page_scales(cache, head, page) + at;
-                store(cache, page_keys(head, page) + at * cache->slot_bytes, scale, k + from);
-                store(cache, page_values(cache, head, page) + at * cache->slot_bytes, scale + SKV_PAGE, v + from);
-                page_positions(cache, head, page)[at] = part->position + (int32_t)i;
-                if (cache->sums) page_sums(cache, head, page)[at] = 0;
-            }
-    }
+    const size_t width = (size_t)d->work.config->n_kv_heads * (size_t)d->work.cache.head_dim;
+    for (const skv_part *part = d->batch->parts; part < d->batch->parts + d->batch->n_parts; part++)
+        cpu_run(d->threads, part->n, part->n * width, append_tokens, &(append_job){d, part, layer, k, v});
 }
 
 void cpu_keep_queries(skv_device *base, size_t layer, const float *q) {
@@ -67,9 +78,9 @@ void cpu_keep_queries(skv_device *base, size_t layer, const float *q) {
 }
 
 /* Attention is a list of tasks: one KV head, its group's queries of a block of tokens, and all the pages that these
- * see. Threads have equal shares of the pages, so a long task of a decode step may be cut: the thread of its first
- * pages adds up what it has, the others leave theirs page by page, and all is merged in the order of the pages, as
- * without a cut. */
+ * see. The pages are in as many equal shares as there are threads, so a long task of a decode step may be cut: the
+ * share of its first pages adds up what it has, the others leave theirs page by page, and all is merged in the order of
+ * the pages, as without a cut. */
 enum { BLOCK_TOKENS = 16, UNCUT = 8 /* pages that are not worth a cut */ };
 
 typedef struct attention_task {
@@ -80,7 +91,7 @@ typedef struct attention_task {
     size_t at, cost; /* of all the tasks' pages, weighted by tokens */
 } attention_task;
 
-/* The pages of a task that one thread does: [first, end), those of task->cost that lie in its share. */
+/* The pages of a task that lie in one share: [first, end). */
 typedef struct page_range {
     size_t first, end;
 } page_range;
@@ -98,7 +109,7 @@ size_t cpu_attention_floats(const skv_workload *work) {
     return (SKV_PAGE + 1 + 2 * n + SKV_QUERY_TILE) * stride + 2 * n;
 }
 
-/* A thread's partials: of a page acc [group, stride], then parts [group]. */
+/* A share's partials: of a page acc [group, stride], then parts [group]. */
 size_t cpu_partial_floats(const skv_workload *work) {
     const size_t pages = (work->head_slots + SKV_PAGE - 1) / SKV_PAGE;
     return pages * group_of(work) * ((size_t)work->cache.stride + 2);
@@ -110,14 +121,14 @@ typedef struct attention_work {
     float *partials;
 } attention_work;
 
-static attention_work work_of(const cpu_device *d, size_t thread) {
+static attention_work work_of(const cpu_device *d, size_t share) {
     const size_t stride = (size_t)d->work.cache.stride, n = BLOCK_TOKENS * group_of(&d->work);
-    float *queries = d->attending + thread * cpu_attention_floats(&d->work), *acc = queries + 2 * n * stride;
+    float *queries = d->attending + share * cpu_attention_floats(&d->work), *acc = queries + 2 * n * stride;
     return (attention_work){.queries = queries,
                             .sums = queries + n * stride,
                             .acc = acc,
                             .totals = (skv_partial *)(void *)(acc + SKV_QUERY_TILE * stride),
-                            .partials = d->partials + thread * cpu_partial_floats(&d->work)};
+                            .partials = d->partials + share * cpu_partial_floats(&d->work)};
 }
 
 /* Where query i of a task lies in the batch's. */
@@ -199,7 +210,7 @@ static size_t list_tasks(const cpu_device *d, size_t layer, attention_task *task
     return n;
 }
 
-/* A thread's part of a task: what lies between `low` and `high` where it may be cut, else all where it begins there. */
+/* A share's part of a task: what lies between `low` and `high` where it may be cut, else all where it begins there. */
 static page_range range_of(const attention_task *t, size_t low, size_t high) {
     const size_t end = t->at + t->cost;
     if (t->n > 1 || t->n_pages <= UNCUT) return (page_range){0, t->at >= low && t->at < high ? t->n_pages : 0};
@@ -207,13 +218,36 @@ static page_range range_of(const attention_task *t, size_t low, size_t high) {
     return (page_range){low > t->at ? low - t->at : 0, (high < end ? high : end) - t->at};
 }
 
-/* What other threads left of a task that a thread has begun: query i. */
-static void merge_cut(const cpu_device *d, const attention_task *task, size_t thread, size_t total, size_t n_threads,
-                      size_t i, float *out) {
+typedef struct attention_job {
+    const cpu_device *device;
+    const attention_task *tasks;
+    size_t n_tasks, total, n_shares;
+    const float *q;
+    float *out;
+} attention_job;
+
+static page_range share_of(const attention_job *j, const attention_task *task, size_t share) {
+    return range_of(task, j->total * share / j->n_shares, j->total * (share + 1) / j->n_shares);
+}
+
+static void attend_shares(const void *argument, cpu_range r) {
+    const attention_job *j = argument;
+    for (size_t share = r.first; share < r.end; share++) {
+        const attention_work w = work_of(j->device, share);
+        for (const attention_task *task = j->tasks; task < j->tasks + j->n_tasks; task++) {
+            const page_range range = share_of(j, task, share);
+            if (range.end > range.first) attend(j->device, task, range, &w, j->q, j->out);
+        }
+    }
+}
+
+/* What other shares left of a task that a share has begun: query i. */
+static void merge_cut(const attention_job *j, const attention_task *task, size_t share, size_t i) {
+    const cpu_device *d = j->device;
     const size_t stride = (size_t)d->work.cache.stride, group = group_of(&d->work);
-    const attention_work w = work_of(d, thread);
-    for (size_t other = thread + 1; other < n_threads; other++) {
-        const page_range range = range_of(task, total * other / n_threads, total * (other + 1) / n_threads);
+    const attention_work w = work_of(d, share);
+    for (size_t other = share + 1; other < j->n_shares; other++) {
+        const page_range range = share_of(j, task, other);
         const float *from = work_of(d, other).partials;
         for (size_t page = range.first; page < range.end; page++, from += group * (stride + 2)) {
             skv_partial part;
@@ -221,40 +255,33 @@ static void merge_cut(const cpu_device *d, const attention_task *task, size_t th
             d->kernels->merge(w.totals + i, w.sums + i * stride, part, from + i * stride, stride);
         }
     }
-    finish(d, task, &w, i, out);
+    finish(d, task, &w, i, j->out);
+}
+
+/* Of every share the task that it has begun but not ended, query by query. */
+static void merge_shares(const void *argument, cpu_range r) {
+    const attention_job *j = argument;
+    const size_t group = group_of(&j->device->work);
+    for (size_t item = r.first; item < r.end; item++) {
+        const size_t share = item / group, end = j->total * (share + 1) / j->n_shares;
+        const attention_task *task = j->tasks;
+        while (task < j->tasks + j->n_tasks && task->at + task->cost <= end) task++;
+        if (task == j->tasks + j->n_tasks) continue;
+        const page_range range = share_of(j, task, share);
+        if (range.end > range.first && !range.first && range.end < task->n_pages)
+            merge_cut(j, task, share, item % group);
+    }
 }
 
 void cpu_attention(skv_device *base, size_t layer, const float *q, float *out) {
     const cpu_device *d = cpu_of(base);
     attention_task *tasks = (attention_task *)(void *)d->tasks;
     const size_t n = list_tasks(d, layer, tasks), total = tasks[n - 1].at + tasks[n - 1].cost;
-    const size_t group = group_of(&d->work);
+    const attention_job job = {d, tasks, n, total, (size_t)base->n_threads, q, out};
     bool cuts = false;
     for (size_t i = 0; i < n; i++) cuts |= tasks[i].n == 1 && tasks[i].n_pages > UNCUT;
-#pragma omp parallel num_threads(base->n_threads) if (total > 1)
-    {
-        const size_t thread = (size_t)omp_get_thread_num(), n_threads = (size_t)omp_get_num_threads();
-        const size_t low = total * thread / n_threads, high = total * (thread + 1) / n_threads;
-        const attention_work w = work_of(d, thread);
-        for (size_t i = 0; i < n; i++) {
-            const page_range range = range_of(tasks + i, low, high);
-            if (range.end > range.first) attend(d, tasks + i, range, &w, q, out);
-        }
-        if (cuts) {
-#pragma omp barrier
-#pragma omp for schedule(static) collapse(2)
-            for (size_t t = 0; t < n_threads; t++)
-                for (size_t g = 0; g < group; g++) {
-                    const size_t begin = total * t / n_threads, end = total * (t + 1) / n_threads;
-                    size_t i = 0;
-                    while (i < n && tasks[i].at + tasks[i].cost <= end) i++;
-                    if (i == n) continue;
-                    const page_range range = range_of(tasks + i, begin, end);
-                    if (range.end > range.first && !range.first && range.end < tasks[i].n_pages)
-                        merge_cut(d, tasks + i, t, total, n_threads, g, out);
-                }
-        }
-    }
+    cpu_run(d->threads, job.n_shares, total > 1 ? SIZE_MAX : 0, attend_shares, &job);
+    if (cuts) cpu_run(d->threads, job.n_shares * group_of(&d->work), SIZE_MAX, merge_shares, &job);
 }
 
 /* Every query adds its probabilities to the slots it sees, queries in order of position and heads in order, whatever
@@ -283,15 +310,26 @@ static void receive_head(const cpu_device *d, const skv_part *part, const skv_he
         }
 }
 
+typedef struct receive_job {
+    const cpu_device *device;
+    size_t layer;
+    const float *q;
+} receive_job;
+
+static void receive_heads(const void *argument, cpu_range r) {
+    const receive_job *j = argument;
+    const cpu_device *d = j->device;
+    const size_t n_kv = (size_t)d->work.config->n_kv_heads;
+    float *scratch = d->attending + r.thread * cpu_attention_floats(&d->work);
+    float *logits = d->received + r.thread * 2 * padded(d->work.head_slots);
+    for (size_t i = r.first; i < r.end; i++) {
+        const skv_part *part = d->batch->parts + i / n_kv;
+        receive_head(d, part, heads_of(d, part, j->layer) + i % n_kv, i % n_kv, j->q, scratch, logits);
+    }
+}
+
 void cpu_receive(skv_device *base, size_t layer, const float *q) {
     const cpu_device *d = cpu_of(base);
-    const size_t n_kv = (size_t)d->work.config->n_kv_heads, attending = cpu_attention_floats(&d->work);
-    const size_t logits = 2 * padded(d->work.head_slots);
-#pragma omp parallel for schedule(dynamic) num_threads(base->n_threads)
-    for (size_t task = 0; task < d->batch->n_parts * n_kv; task++) {
-        const skv_part *part = d->batch->parts + task / n_kv;
-        const size_t thread = (size_t)omp_get_thread_num(), h = task % n_kv;
-        receive_head(d, part, heads_of(d, part, layer) + h, h, q, d->attending + thread * attending,
-                     d->received + thread * logits);
-    }
+    const size_t n = d->batch->n_parts * (size_t)d->work.config->n_kv_heads;
+    cpu_run(d->threads, n, SIZE_MAX, receive_heads, &(receive_job){d, layer, q});
 }

@@ -4,10 +4,12 @@
 #define SKV_CPU_H
 
 #include "kernels/kernels.h"
+#include "threads.h"
 
 typedef struct cpu_device {
     skv_device base;
     const skv_kernels *kernels;
+    cpu_threads *threads;
     skv_workload work;
     const skv_batch *batch;
     float *cosine, *sine; /* [n_tokens, head_dim / 2] of the batch's positions */
@@ -21,12 +23,6 @@ typedef struct cpu_device {
 } cpu_device;
 
 static inline cpu_device *cpu_of(skv_device *device) { return (cpu_device *)device; }
-
-/* Below this many elements a parallel region costs more than it saves. */
-enum { SMALL = 1 << 14 };
-
-#define OMP(text) _Pragma(#text)
-#define PARALLEL(...) OMP(omp parallel for schedule(static) num_threads(base->n_threads) if (__VA_ARGS__))
 
 /* Rounded up to whole vectors, with room for one more. */
 static inline size_t padded(size_t n) { return (n + 31) / 16 * 16; }

@@ -1,9 +1,9 @@
-/* A CPU device: plain memory, OpenMP's threads, workspace, and the tables of ops and variants. */
+/* A CPU device: plain memory, threads, workspace, and the tables of ops and variants. */
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "../skipkv.h"
 #include "cpu.h"
 
 static const skv_kernels *const variants[] = {
@@ -31,6 +31,16 @@ static bool cpu_runs_here(const char *variant, char *about, size_t size) {
 
 extern const skv_backend skv_cpu;
 
+static void cpu_close(skv_device *base) {
+    cpu_device *d = cpu_of(base);
+    float *const blocks[] = {d->cosine,   d->sine,    d->attending, d->partials, d->tasks,
+                             d->received, d->scoring, d->scores,    d->inputs};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&base->heap, blocks[i]);
+    cpu_threads_free(&base->heap, d->threads);
+    skv_heap heap = base->heap;
+    skv_free(&heap, d);
+}
+
 static skv_device *cpu_open(const char *variant, int n_threads, skv_error *error) {
     const skv_kernels *const *kernels = variants;
     while (strcmp((*kernels)->name, variant)) kernels++;
@@ -42,16 +52,12 @@ static skv_device *cpu_open(const char *variant, int n_threads, skv_error *error
     }
     d->kernels = *kernels;
     d->base = (skv_device){.backend = &skv_cpu, .variant = (*kernels)->name, .heap = heap, .n_threads = n_threads};
-    return &d->base;
-}
-
-static void cpu_close(skv_device *base) {
-    cpu_device *d = cpu_of(base);
-    float *const blocks[] = {d->cosine,   d->sine,    d->attending, d->partials, d->tasks,
-                             d->received, d->scoring, d->scores,    d->inputs};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) skv_free(&base->heap, blocks[i]);
-    skv_heap heap = base->heap;
-    skv_free(&heap, d);
+    size_t started;
+    d->threads = cpu_threads_new(&d->base.heap, (size_t)n_threads, &started);
+    if (started == (size_t)n_threads) return &d->base;
+    skv_fail(error, SKV_CAPACITY, "threads is %d, of which this process may start %zu", n_threads, started);
+    cpu_close(&d->base);
+    return NULL;
 }
 
 static void *cpu_alloc(skv_device *base, size_t count, size_t size) { return skv_alloc(&base->heap, count, size); }
@@ -104,6 +110,7 @@ static void cpu_begin(skv_device *base, const skv_batch *batch) {
     const size_t half = (size_t)d->work.config->head_dim / 2;
     const double factor = d->work.config->rope_attention_factor;
     d->batch = batch;
+    cpu_threads_after_fork(d->threads);
     for (const skv_part *part = batch->parts; part < batch->parts + batch->n_parts; part++)
         for (size_t t = 0; t < part->n; t++)
             for (size_t c = 0; c < half; c++) {
@@ -113,26 +120,39 @@ static void cpu_begin(skv_device *base, const skv_batch *batch) {
             }
 }
 
+typedef struct limit_job {
+    const skv_kernels *kernels;
+    const float *memory; /* NULL: multiply-accumulates count, not bytes */
+    size_t share;
+    double *done; /* [threads] */
+} limit_job;
+
+static void reach_limit(const void *argument, cpu_range r) {
+    const limit_job *j = argument;
+    float sum = 0;
+    for (size_t part = r.first; part < r.end; part++)
+        if (j->memory) {
+            j->kernels->stream(j->memory + part * j->share, j->share);
+            j->done[part] = (double)(j->share * sizeof *j->memory);
+        } else {
+            j->done[part] = j->kernels->peak(10000000, &sum);
+        }
+}
+
 /* The best of a few passes with all threads. */
 static void cpu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
-    const skv_kernels *kernels = cpu_of(base)->kernels;
-    *bytes = *macs = 0;
+    const size_t n_threads = (size_t)base->n_threads;
+    double done[SKV_MAX_THREADS];
     memset(memory, 0, n * sizeof *memory); /* pages that were never touched are not read */
-    const size_t parts = (size_t)base->n_threads, share = n / parts;
-    volatile float sink = 0;
-    for (int pass = 0; pass < 6; pass++) {
-        float sum = 0;
-        double done = 0, begin = omp_get_wtime();
-#pragma omp parallel for num_threads(base->n_threads) reduction(+ : sum)
-        for (size_t part = 0; part < parts; part++) sum += kernels->stream(memory + part * share, share);
-        double rate = (double)(share * parts * sizeof *memory) / (omp_get_wtime() - begin);
-        if (rate > *bytes) *bytes = rate;
-        begin = omp_get_wtime();
-#pragma omp parallel for num_threads(base->n_threads) reduction(+ : done, sum)
-        for (size_t part = 0; part < parts; part++) done += kernels->peak(10000000, &sum);
-        rate = done / (omp_get_wtime() - begin);
-        if (rate > *macs) *macs = rate;
-        sink = sink + sum;
+    *bytes = *macs = 0;
+    for (int pass = 0; pass < 12; pass++) {
+        double sum = 0, *best = pass % 2 ? macs : bytes;
+        const limit_job job = {cpu_of(base)->kernels, pass % 2 ? NULL : memory, n / n_threads, done};
+        const double begin = cpu_seconds();
+        cpu_run(cpu_of(base)->threads, n_threads, SIZE_MAX, reach_limit, &job);
+        const double seconds = cpu_seconds() - begin;
+        for (size_t part = 0; part < n_threads; part++) sum += done[part];
+        if (sum / seconds > *best) *best = sum / seconds;
     }
 }
 

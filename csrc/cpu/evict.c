@@ -1,6 +1,5 @@
 /* Which slots of a compaction stay (METHOD.md §5), and the moves. One thread works on a head at a time. */
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,20 +155,21 @@ static void share_budget(head_work *w, skv_job *jobs, size_t n_heads) {
     }
 }
 
+static void select_heads(const void *argument, cpu_range r) {
+    const head_jobs *j = argument;
+    head_work w = head_of_thread(j->device, j->scoring, r.thread);
+    for (size_t i = r.first; i < r.end; i++) {
+        skv_job *first = j->jobs + i * j->together;
+        const bool shared = (j->scoring->needs & SKV_BY_LAYER) && first->scored;
+        if (shared) share_budget(&w, first, j->together);
+        for (size_t h = 0; h < j->together; h++) select_head(&w, first + h, shared ? w.wanted + h : NULL);
+    }
+}
+
 void cpu_select(skv_device *base, const skv_scoring *s, skv_job *jobs, size_t n_jobs) {
     const cpu_device *d = cpu_of(base);
-    const size_t heads = s->needs & SKV_BY_LAYER ? (size_t)d->work.config->n_kv_heads : 1; /* selected together */
-#pragma omp parallel num_threads(base->n_threads)
-    {
-        head_work w = head_of_thread(d, s, (size_t)omp_get_thread_num());
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < n_jobs / heads; i++) {
-            skv_job *first = jobs + i * heads;
-            const bool shared = (s->needs & SKV_BY_LAYER) && first->scored;
-            if (shared) share_budget(&w, first, heads);
-            for (size_t h = 0; h < heads; h++) select_head(&w, first + h, shared ? w.wanted + h : NULL);
-        }
-    }
+    const size_t together = s->needs & SKV_BY_LAYER ? (size_t)d->work.config->n_kv_heads : 1;
+    cpu_run(d->threads, n_jobs / together, SIZE_MAX, select_heads, &(head_jobs){d, s, jobs, together});
 }
 
 /* What a slot has in its page, `width` bytes wide from `at` on. */
@@ -239,15 +239,24 @@ static void compact_head(const head_work *w, const skv_job *job) {
     for (size_t p = 0; p < n_parts; p++) reorder(job->head, keep, n, parts[p], (char *)w->keys);
 }
 
+typedef struct compact_job {
+    const cpu_device *device;
+    const skv_scoring *scoring;
+    const skv_job *end;
+} compact_job;
+
+static void compact_heads(const void *argument, cpu_range r) {
+    const compact_job *j = argument;
+    const head_work w = head_of_thread(j->device, j->scoring, r.thread);
+    for (size_t i = r.first; i < r.end; i++) {
+        const skv_job *job = j->end - 1 - i; /* the last ones scored are still in the caches */
+        if (job->scored) compact_head(&w, job);
+    }
+}
+
 void cpu_compact(skv_device *base, const skv_scoring *s, const skv_job *jobs, size_t n_jobs) {
     const cpu_device *d = cpu_of(base);
-#pragma omp parallel num_threads(base->n_threads)
-    {
-        const head_work w = head_of_thread(d, s, (size_t)omp_get_thread_num());
-#pragma omp for schedule(dynamic)
-        for (size_t i = n_jobs; i > 0; i--) /* the last ones scored are still in the caches */
-            if (jobs[i - 1].scored) compact_head(&w, jobs + i - 1);
-    }
+    cpu_run(d->threads, n_jobs, SIZE_MAX, compact_heads, &(compact_job){d, s, jobs + n_jobs});
 }
 
 void cpu_fetch(skv_device *base, const skv_scoring *s, const skv_job *job, skv_fetched *to) {

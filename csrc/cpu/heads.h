@@ -29,6 +29,14 @@ typedef struct head_work {
     int32_t *wanted, *ends; /* [n_kv_heads] see share_budget */
 } head_work;
 
+/* What threads share in score and select: `together` jobs at a time. */
+typedef struct head_jobs {
+    const cpu_device *device;
+    const skv_scoring *scoring;
+    skv_job *jobs;
+    size_t together;
+} head_jobs;
+
 /* A thread's arrays for the heads of a call. */
 head_work head_of_thread(const cpu_device *device, const skv_scoring *scoring, size_t thread);
 

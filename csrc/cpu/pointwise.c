@@ -4,18 +4,43 @@
 
 #include "cpu.h"
 
+typedef struct norm_job {
+    const skv_kernels *kernels;
+    const float *x, *w;
+    float eps;
+    size_t dim;
+    float *y;
+} norm_job;
+
+static void norm_tokens(const void *argument, cpu_range r) {
+    const norm_job *j = argument;
+    for (size_t t = r.first; t < r.end; t++)
+        j->kernels->rmsnorm(j->x + t * j->dim, j->w, j->eps, j->dim, j->y + t * j->dim);
+}
+
 void cpu_rmsnorm(skv_device *base, const float *x, const float *w, float eps, size_t n, size_t dim, float *y) {
-    const skv_kernels *kernels = cpu_of(base)->kernels;
-    PARALLEL(n * dim > SMALL)
-    for (size_t t = 0; t < n; t++) kernels->rmsnorm(x + t * dim, w, eps, dim, y + t * dim);
+    const norm_job job = {cpu_of(base)->kernels, x, w, eps, dim, y};
+    cpu_run(cpu_of(base)->threads, n, n * dim, norm_tokens, &job);
+}
+
+typedef struct rope_job {
+    const cpu_device *device;
+    float *x;
+    size_t n_heads;
+} rope_job;
+
+static void turn_tokens(const void *argument, cpu_range r) {
+    const rope_job *j = argument;
+    const cpu_device *d = j->device;
+    const size_t dim = (size_t)d->work.config->head_dim, half = dim / 2;
+    for (size_t t = r.first; t < r.end; t++)
+        d->kernels->rope(j->x + t * j->n_heads * dim, j->n_heads, dim, d->cosine + t * half, d->sine + t * half);
 }
 
 void cpu_rope(skv_device *base, float *x, size_t n_heads) {
     const cpu_device *d = cpu_of(base);
-    const size_t n = d->batch->n_tokens, head_dim = (size_t)d->work.config->head_dim, half = head_dim / 2;
-    PARALLEL(n * n_heads * head_dim > SMALL)
-    for (size_t t = 0; t < n; t++)
-        d->kernels->rope(x + t * n_heads * head_dim, n_heads, head_dim, d->cosine + t * half, d->sine + t * half);
+    const size_t n = d->batch->n_tokens;
+    cpu_run(d->threads, n, n * n_heads * (size_t)d->work.config->head_dim, turn_tokens, &(rope_job){d, x, n_heads});
 }
 
 void cpu_steer(skv_device *base, size_t layer, float *x) {
@@ -31,17 +56,38 @@ void cpu_steer(skv_device *base, size_t layer, float *x) {
     }
 }
 
-void cpu_silu_mul(skv_device *base, float *gate, const float *up, size_t n) {
-    const skv_kernels *kernels = cpu_of(base)->kernels;
-    const size_t block = 4096;
-    PARALLEL(n > SMALL)
-    for (size_t i = 0; i < n; i += block) kernels->silu_mul(gate + i, up + i, n - i < block ? n - i : block);
+/* Elements that one thread does at a time. */
+enum { BLOCK = 4096 };
+
+typedef struct pair_job {
+    const skv_kernels *kernels;
+    float *x;
+    const float *y;
+    size_t n;
+} pair_job;
+
+static void silu_blocks(const void *argument, cpu_range r) {
+    const pair_job *j = argument;
+    for (size_t i = r.first * BLOCK, end = r.end * BLOCK < j->n ? r.end * BLOCK : j->n; i < end; i += BLOCK)
+        j->kernels->silu_mul(j->x + i, j->y + i, end - i < BLOCK ? end - i : BLOCK);
 }
 
-void cpu_add(skv_device *base, float *x, const float *y, size_t n) {
-    PARALLEL(n > SMALL)
-    for (size_t i = 0; i < n; i++) x[i] += y[i];
+static void add_blocks(const void *argument, cpu_range r) {
+    const pair_job *j = argument;
+    for (size_t i = r.first * BLOCK, end = r.end * BLOCK < j->n ? r.end * BLOCK : j->n; i < end; i++)
+        j->x[i] += j->y[i];
 }
+
+static void run_pair(skv_device *base, float *x, const float *y, size_t n, cpu_work *work) {
+    const pair_job job = {cpu_of(base)->kernels, x, y, n};
+    cpu_run(cpu_of(base)->threads, (n + BLOCK - 1) / BLOCK, n, work, &job);
+}
+
+void cpu_silu_mul(skv_device *base, float *gate, const float *up, size_t n) {
+    run_pair(base, gate, up, n, silu_blocks);
+}
+
+void cpu_add(skv_device *base, float *x, const float *y, size_t n) { run_pair(base, x, y, n, add_blocks); }
 
 /* Token index ≥ part index, so with y = x nothing is overwritten before it is read. */
 void cpu_last(skv_device *base, const float *x, float *y) {

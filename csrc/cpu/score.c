@@ -1,6 +1,5 @@
 /* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. One thread works on a head at a time. */
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 #include "../random.h"
@@ -249,17 +248,18 @@ static void share_scores(const cpu_device *d, const skv_job *jobs, size_t n_head
     for (size_t h = 1; h < n_heads; h++) memcpy(head_score(d, jobs + h), mean, n * sizeof *mean);
 }
 
+static void score_heads(const void *argument, cpu_range r) {
+    const head_jobs *j = argument;
+    head_work w = head_of_thread(j->device, j->scoring, r.thread);
+    for (size_t i = r.first; i < r.end; i++)
+        if (j->jobs[i].scored) score_head(&w, j->jobs + i);
+}
+
 void cpu_score(skv_device *base, const skv_scoring *s, skv_job *jobs, size_t n_jobs) {
     const cpu_device *d = cpu_of(base);
     const size_t n_kv = (size_t)d->work.config->n_kv_heads;
     for (size_t i = 0, at = 0; i < n_jobs; at += head_area(s, jobs + i++)) jobs[i].at = at;
-#pragma omp parallel num_threads(base->n_threads)
-    {
-        head_work w = head_of_thread(d, s, (size_t)omp_get_thread_num());
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < n_jobs; i++)
-            if (jobs[i].scored) score_head(&w, jobs + i);
-    }
+    cpu_run(d->threads, n_jobs, SIZE_MAX, score_heads, &(head_jobs){d, s, jobs, 1});
     if (!(s->needs & SKV_SHARED)) return;
     for (size_t i = 0; i < n_jobs; i += n_kv)
         if (jobs[i].scored) share_scores(d, jobs + i, n_kv);

@@ -18,7 +18,6 @@
 typedef struct module_state {
     PyObject *errors; /* module skipkv.errors */
     PyTypeObject *model;
-    long team; /* process whose OpenMP threads have computed; 0: none has */
 } module_state;
 
 typedef struct py_model {
@@ -38,10 +37,6 @@ PyObject *py_module_of(PyObject *self);
 
 /* busy; where it is not 0, with an exception set: another thread is inside. Asked after all that runs Python code. */
 int py_in_use(int busy, const char *what);
-
-/* Before n_threads compute: −1 with a BackendError where a fork has left behind those that this process would wait
- * for, with a CapacityError where so many cannot be started, which would end the process. */
-int py_may_thread(PyObject *module, int n_threads);
 
 /* The object's copy as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do.
  * NULL with a ConfigError that names it. */

@@ -160,7 +160,7 @@ static PyObject *model_bind(PyObject *self, PyObject *args) {
                         (Py_ssize_t)PyArray_SIZE(data), bytes, n_threads);
         goto cleanup;
     }
-    if (py_in_use(*busy, "model") || py_may_thread(module, n_threads)) goto cleanup;
+    if (py_in_use(*busy, "model")) goto cleanup;
     *busy = 1;
     Py_BEGIN_ALLOW_THREADS status =
         skv_model_bind(model, name, (skv_dtype)type, shape, (int)n_dims, PyArray_DATA(data), n_threads, &error);
@@ -179,7 +179,6 @@ static PyObject *model_limits(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "ni", &n_bytes, &n_threads)) return NULL;
     if (n_bytes < 4096 || n_threads < 1 || n_threads > SKV_MAX_THREADS)
         return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
-    if (py_may_thread(py_module_of(self), n_threads)) return NULL;
     double bytes, macs;
     skv_error error;
     skv_status status;

@@ -4,9 +4,6 @@
 #define SKV_MODULE
 #include "binding.h"
 
-#include <pthread.h>
-#include <unistd.h>
-
 PyObject *py_raise(PyObject *module, const skv_error *error) {
     if (PyErr_Occurred()) return NULL; /* what failed before it is told */
     static const char *const names[] = {[SKV_CHECKPOINT] = "CheckpointError",
@@ -35,44 +32,6 @@ PyObject *py_module_of(PyObject *self) { return PyType_GetModule(Py_TYPE(self));
 int py_in_use(int busy, const char *what) {
     if (busy) PyErr_Format(PyExc_RuntimeError, "this %s is in use by another thread", what);
     return busy;
-}
-
-static void *wait_for(void *gate) {
-    pthread_mutex_lock(gate);
-    pthread_mutex_unlock(gate);
-    return NULL;
-}
-
-/* How many of n threads can be started, all at once. */
-static int startable(int n) {
-    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-    pthread_t threads[SKV_MAX_THREADS];
-    int started = 0;
-    pthread_mutex_lock(&gate);
-    while (started < n && !pthread_create(threads + started, NULL, wait_for, &gate)) started++;
-    pthread_mutex_unlock(&gate);
-    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
-    return started;
-}
-
-int py_may_thread(PyObject *module, int n_threads) {
-    static const skv_error lost = {
-        SKV_BACKEND, "this process was forked after skipkv had computed; allowed: threads=1, or to spawn it"};
-    /* Of this very thread, as OpenMP keeps it for the next time. What it cannot start then, it ends the process for. */
-    static _Thread_local int team = 1;
-    module_state *state = PyModule_GetState(module);
-    const long here = (long)getpid();
-    if (n_threads == 1) return 0;
-    if (state->team && state->team != here) return py_raise(module, &lost), -1;
-    const int started = n_threads > team ? 1 + startable(n_threads - 1) : n_threads;
-    if (started < n_threads) {
-        skv_error error;
-        skv_fail(&error, SKV_CAPACITY, "threads is %d, of which this process may start %d", n_threads, started);
-        return py_raise(module, &error), -1;
-    }
-    team = n_threads;
-    state->team = here;
-    return 0;
 }
 
 static int has_shape(PyArrayObject *array, int n_dims, const npy_intp *shape) {

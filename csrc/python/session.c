@@ -6,7 +6,6 @@ typedef struct py_session {
     PyObject *budgets, *vocabulary; /* keep arrays alive */
     py_custom custom;
     skv_candidate *candidates; /* [vocab] the sampler's scratch */
-    int threads;               /* that compute */
     int busy;                  /* a forward runs without the GIL, or what it has left is read */
 } py_session;
 
@@ -38,7 +37,6 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     py_session *self = (py_session *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = (py_model *)Py_NewRef(model);
-    self->threads = threads;
     skv_options options = {.cache_type = (skv_dtype)cache_type,
                            .n_rows = (size_t)rows,
                            .max_tokens = (size_t)tokens,
@@ -229,7 +227,7 @@ static PyObject *session_forward(PyObject *object, PyObject *args, PyObject *kwa
             goto cleanup;
         capture = (skv_capture){PyArray_DATA(layers), (size_t)PyArray_DIM(layers, 0), PyArray_DATA(states)};
     }
-    if (in_use(self) || py_may_thread(module, self->threads)) goto cleanup;
+    if (in_use(self)) goto cleanup;
     skv_error error;
     skv_status status;
     self->busy = 1;

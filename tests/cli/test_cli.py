@@ -426,7 +426,7 @@ def test_warnings_are_one_line_and_may_be_left_out(skip):
 
 
 def process(*argv, stdout=subprocess.PIPE):
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": ""}
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-m", "skipkv", *argv]
     return subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment, stdout=stdout)
 

@@ -42,7 +42,7 @@ def run(tmp_path):
     def run(name, stdout=subprocess.PIPE, before=None, encoding="utf-8", left_out=None):
         environment = os.environ | {
             "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "",
-            "OMP_WAIT_POLICY": "passive", "PYTHONUTF8": "1",
+            "PYTHONUTF8": "1",
         }  # fmt: skip
         command = [sys.executable, "-m", "skipkv", *(part for part in COMMAND[name] if part != left_out)]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,

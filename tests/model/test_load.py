@@ -108,7 +108,7 @@ def test_threads_are_no_more_than_processors(monkeypatch, tmp_path):
 @pytest.mark.sanitize
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="limits processes as Linux does")
 def test_threads_that_cannot_be_started_are_refused():
-    """OpenMP would end the process, wherever it computes; fewer threads still do."""
+    """Where a session opens, or limits are measured; fewer threads still compute."""
     assert run(STARTED) == "ok\n"
 
 

@@ -63,7 +63,6 @@ def run(name, folder):
 
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     environment = os.environ | {
-        "OMP_WAIT_POLICY": "passive",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(Path(skipkv.__file__).parents[1]),
         "IPYTHONDIR": str(folder / "ipython"),  # without the user's own start-up files

@@ -1,7 +1,9 @@
 /* A short run of the engine on the CUDA backend without Python, for sanitizers that none can be loaded under: random
  * weights, and rows of three lengths that are prefilled over a page's edge, steered, scored by all terms, compacted and
- * forked. Every number that comes back is looked at. */
+ * forked. Every number that comes back is looked at. With ON_CPU the same on the CPU, by two threads at once whose
+ * sessions of one model open and close while the other computes. */
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +15,18 @@
 
 enum { LAYERS = 1, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 24, HIDDEN = 40, VOCAB = 50, ROWS = 4, TEXT = 76 };
 
+/* What the core knows by name. */
+#ifdef ON_CPU
+#include "cpu/kernels/kernels.h"
+const skv_kernels skv_kernels_avx512vnni = {.name = ""}, skv_kernels_avx512 = {.name = ""},
+                  skv_kernels_avx2 = {.name = ""};
+static const skv_backend *skv_cuda_backend(size_t abi) { return abi ? NULL : NULL; }
+enum { CALLERS = 2, THREADS = 4 };
+#else
 const skv_backend *skv_cuda_backend(size_t abi);
-const skv_backend skv_cpu = {0}; /* which the core knows by name */
+const skv_backend skv_cpu = {0};
+enum { CALLERS = 1, THREADS = 1 };
+#endif
 
 static const struct run {
     const char *variant, *method;
@@ -43,7 +55,8 @@ static skv_model *model_of(const struct run *run) {
     config.n_kv_heads = KV_HEADS, config.head_dim = HEAD_DIM, config.hidden = HIDDEN, config.ffn = 24;
     config.vocab = VOCAB, config.context = 512, config.norm_eps = 1e-6f, config.rope_theta = 1e4;
     config.rope_attention_factor = config.rope_factor = 1;
-    skv_model *model = skv_model_new(&config, skv_cuda_backend(SKV_ABI), run->variant, run->weights, &error);
+    const char *variant = THREADS > 1 ? "generic" : run->variant;
+    skv_model *model = skv_model_new(&config, skv_cuda_backend(SKV_ABI), variant, run->weights, &error);
     check(model, error.text);
     int32_t rows, columns;
     for (size_t i = 0; skv_model_tensor(model, i, &rows, &columns); i++) {
@@ -51,7 +64,7 @@ static skv_model *model_of(const struct run *run) {
         float *data = malloc(n * sizeof *data);
         for (size_t k = 0; k < n; k++) data[k] = (columns ? 0 : 1) + 0.3f * noise(i, k);
         check(!skv_model_bind(model, skv_model_tensor(model, i, &rows, &columns), SKV_F32, (int64_t[]){rows, columns},
-                              columns ? 2 : 1, data, 1, &error),
+                              columns ? 2 : 1, data, THREADS, &error),
               error.text);
         free(data);
     }
@@ -91,19 +104,26 @@ static unsigned look_at_trace(skv_session *session) {
     return odd;
 }
 
-static void play(const struct run *run) {
+typedef struct caller {
+    pthread_t thread;
+    const struct run *run;
+    const skv_model *model;
+} caller;
+
+static void *play(void *argument) {
+    const struct run *run = ((caller *)argument)->run;
+    const skv_model *model = ((caller *)argument)->model;
     skv_error error;
     uint8_t flags[VOCAB] = {[3] = SKV_DELIMITER, [11] = SKV_DELIMITER, [20] = SKV_DELIMITER | SKV_PARAGRAPH};
     int64_t starts[VOCAB + 1] = {0};
     int32_t budgets[LAYERS * KV_HEADS] = {24, 24};
     float vector[HIDDEN], logits[TEXT * VOCAB];
     for (size_t i = 0; i < HIDDEN; i++) vector[i] = noise(99, i);
-    skv_model *model = model_of(run);
     const skv_options options = {.cache_type = run->cache,
                                  .n_rows = ROWS,
                                  .max_tokens = TEXT,
                                  .limit_bytes = SIZE_MAX,
-                                 .n_threads = 1,
+                                 .n_threads = THREADS,
                                  .method = method_of(run, budgets),
                                  .trace = SKV_TRACE_SCORES,
                                  .vocabulary = {flags, NULL, 0, (const uint8_t *)"", starts}};
@@ -135,11 +155,21 @@ static void play(const struct run *run) {
     for (int32_t r = 0; r < ROWS; r++) evicted += (unsigned)skv_row_state_of(session, rows[r]).n_evicted;
     check(odd && evicted, "nothing was compacted");
     skv_session_free(session);
-    skv_model_free(model);
+    return NULL;
 }
 
 int main(void) {
-    for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++) play(RUNS + i);
+    for (const struct run *run = RUNS; run < RUNS + sizeof RUNS / sizeof *RUNS; run++) {
+        skv_model *model = model_of(run);
+        caller callers[CALLERS];
+        for (caller *c = callers; c < callers + CALLERS; c++) {
+            *c = (caller){.run = run, .model = model};
+            check(c == callers || !pthread_create(&c->thread, NULL, play, c), "a thread cannot be started");
+        }
+        play(callers);
+        for (caller *c = callers + 1; c < callers + CALLERS; c++) pthread_join(c->thread, NULL);
+        skv_model_free(model);
+    }
     puts("ok");
     return 0;
 }
