@@ -96,12 +96,12 @@ def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, dtype
     c = config(family, n_kv, group, **changes)
     rng = np.random.default_rng(seed)
     model, weights = core(c, dtype, variant), {}
-    SHAPES[model] = c["n_layers"], c["n_kv_heads"]
     for name, shape, _ in _skipkv.tensors(c):
         weights[name] = rng.normal(1.0 * ("norm" in name), 0.2, shape).astype(np.float32)
         if "o_proj" in name or "down_proj" in name:
             weights[name] *= np.float32(damp)
         model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
+    SHAPES[model] = c["n_layers"], c["n_kv_heads"]
     return model, (spec.DecoderQ8 if dtype == "q8" else spec.Decoder)(c, weights)
 
 
