@@ -95,11 +95,11 @@ def compare(
     found: list[list[_Text]] = [[] for _ in runs]
     try:
         _replay(model, ids, n_prompts, runs, found, cache, progress)
+        return _figures(runs, found, resamples, seed)
     except KeyboardInterrupt as interrupt:
         if done := min(map(len, found), default=0):
             interrupt.results = _figures(runs, [replayed[:done] for replayed in found], resamples, seed)
         raise
-    return _figures(runs, found, resamples, seed)
 
 
 def _replay(
