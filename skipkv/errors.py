@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-LONGEST = 900  # characters of a message
+LONGEST = 1200  # characters of a message
 
 
 class Error(Exception):

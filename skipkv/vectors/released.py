@@ -68,6 +68,8 @@ class _Reader(pickle.Unpickler):
 
 
 def _rebuild(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    if not isinstance(storage, np.ndarray):  # a pickle can put anything here, of elements of any size
+        raise ValueError("a tensor without a storage")
     offset, shape, stride = int(offset), [int(n) for n in shape], [int(s) for s in stride]
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True) if n)
     if max(last + 1, offset + prod(shape)) > len(storage) or min(stride, default=0) < 0:

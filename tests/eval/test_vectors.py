@@ -267,6 +267,17 @@ def test_damaged_archives_are_refused(tmp_path):
         vectors.read_torch_tensor(path)
 
 
+@pytest.mark.parametrize("payload, found", [
+    (b"\x80\x02Np999999999\n.", "a pickle of 15 bytes with a memo of 999999999 places"),
+    (b"\x80\x02K\x01" + b"2\x86" * 60 + b".", "a pickle with one part in several places"),
+    (b"\x80\x02)" + b"q\0h\0\x86" * 60 + b".", "a pickle with one part in several places"),
+])  # fmt: skip
+def test_a_small_pickle_does_not_become_large(tmp_path, payload, found):
+    archive(tmp_path / "v.pt", payload)
+    with refused(f"{tmp_path / 'v.pt'}: expected a tensor of torch.save: {found}", CheckpointError):
+        vectors.read_torch_tensor(tmp_path / "v.pt")
+
+
 def test_a_tensor_beyond_its_storage_is_refused():
     storage = np.arange(4, dtype=np.float32)
     assert np.array_equal(_rebuild(storage, 1, (3,), (1,)), [1, 2, 3])

@@ -29,6 +29,7 @@ from tokenizers.processors import TemplateProcessing
 
 import skipkv
 from skipkv import cli, eval, sentences, viz
+from skipkv.errors import LONGEST
 from skipkv.eval.runs import parse_methods
 from skipkv.eval.summary import summarise
 from skipkv.eval.tasks import TASKS, load_items
@@ -455,7 +456,7 @@ def attempt(name, raw):
             TARGETS[name].run(raw)
     except skipkv.Error as error:
         text = str(error)
-        if len(text) > 1000 or not text.isprintable() or not text:
+        if len(text) > LONGEST + 3 or not text.isprintable() or not text:
             return AssertionError(f"a message of {len(text)} characters: {text!r:.200}")
     except KeyboardInterrupt:
         raise
