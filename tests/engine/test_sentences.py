@@ -85,10 +85,10 @@ def test_virtual_sets_leave_all_sentences(name, backend):
 
 def test_a_long_prompt_of_delimiters_fed_token_by_token(backend):
     """Sentences by the hundred before the first grid point: room is made as they come."""
-    tokens = [WORDS[0], LINE] * 600
+    tokens = [WORDS[0], LINE] * 200
     model, _ = harness.build(variant=backend)
-    session, row, _, _ = harness.play(model, harness.make("full", interval=16), tokens, 1200, 1)
-    assert session.state(row)["sentences"] == 600
+    session, row, _, _ = harness.play(model, harness.make("full", interval=16), tokens, 400, 1)
+    assert session.state(row)["sentences"] == 200
 
 
 def test_without_a_vocabulary_no_sentence_ever_ends(backend):
