@@ -284,6 +284,9 @@ typedef struct skv_backend {
 /* A device of the named variant, or with NULL of the best one that this machine can run. backend NULL: the CPU. */
 skv_device *skv_device_open(const skv_backend *backend, const char *variant, int n_threads, skv_error *error);
 
+/* Of a clock that only goes forward. */
+double skv_seconds(void);
+
 /* What to say where `alloc` gave NULL: "out of memory for …" and the device's shortage, or what failed before. */
 skv_status skv_device_full(skv_device *device, skv_error *error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -1,12 +1,20 @@
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "backend.h"
 #include "skipkv.h"
 
 extern const skv_backend skv_cpu;
+
+double skv_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 const skv_backend *skv_backend_load(const char *path, skv_error *error) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays for the life of the process */

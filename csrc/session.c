@@ -1,20 +1,12 @@
-#define _DEFAULT_SOURCE /* clock_gettime */
 #include "session.h"
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 const char *skv_op_name(size_t i) {
 #define NAME(op, name) name,
     static const char *const names[] = {SKV_OPS(NAME)};
     return i < SKV_N_OPS ? names[i] : NULL;
-}
-
-double skv_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 void skv_lap(skv_session *s, skv_op op) {

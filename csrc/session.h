@@ -93,8 +93,6 @@ struct skv_session {
     double op_seconds[SKV_N_OPS];
 };
 
-double skv_seconds(void);
-
 /* What a timed session did since the last lap was this op. */
 void skv_lap(skv_session *session, skv_op op);
 

@@ -148,9 +148,9 @@ static void cpu_limits(skv_device *base, float *memory, size_t n, double *bytes,
     for (int pass = 0; pass < 12; pass++) {
         double sum = 0, *best = pass % 2 ? macs : bytes;
         const limit_job job = {cpu_of(base)->kernels, pass % 2 ? NULL : memory, n / n_threads, done};
-        const double begin = cpu_seconds();
+        const double begin = skv_seconds();
         cpu_run(cpu_of(base)->threads, n_threads, SIZE_MAX, reach_limit, &job);
-        const double seconds = cpu_seconds() - begin;
+        const double seconds = skv_seconds() - begin;
         for (size_t part = 0; part < n_threads; part++) sum += done[part];
         if (sum / seconds > *best) *best = sum / seconds;
     }

@@ -4,13 +4,13 @@
  * does not end before all that was taken is done.
  *
  * Who waits spins for about as long as the serial ops of a step take, then sleeps. */
-#define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include "threads.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "../backend.h"
 
 enum { SMALL = 1 << 14 /* elements that another thread costs more for than it saves */ };
 enum { CHUNKS = 8 /* of a thread, at most */, LINE = 64 /* bytes that processors pass on together */ };
@@ -41,14 +41,8 @@ struct cpu_threads {
     worker workers[];           /* [n], the caller's unused but for its share */
 };
 
-double cpu_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static bool changes_soon(const event *e, unsigned from) {
-    const double end = cpu_seconds() + SPIN;
+    const double end = skv_seconds() + SPIN;
     do {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(&e->value, memory_order_acquire) != from) return true;
@@ -56,7 +50,7 @@ static bool changes_soon(const event *e, unsigned from) {
             __builtin_ia32_pause();
 #endif
         }
-    } while (cpu_seconds() < end);
+    } while (skv_seconds() < end);
     return false;
 }
 

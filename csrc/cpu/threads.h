@@ -24,6 +24,4 @@ void cpu_threads_after_fork(cpu_threads *threads);
 /* Does items 0 … n − 1, one caller at a time; where their `cost`, in elements, is small, the caller alone does them. */
 void cpu_run(cpu_threads *threads, size_t n, size_t cost, cpu_work *work, const void *argument);
 
-double cpu_seconds(void);
-
 #endif
