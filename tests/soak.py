@@ -117,13 +117,14 @@ class Soak:
 
     def round(self):
         try:
-            self.replay() if self.random.random() < 0.25 else self.run()
+            try:
+                self.replay() if self.random.random() < 0.25 else self.run()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except (skipkv.CapacityError, ZeroDivisionError):
             self.counts["failed"] += 1
         except KeyboardInterrupt:  # between two events it is the caller's
             self.counts["interrupted"] += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         self.counts["rounds"] += 1
         if self.counts["rounds"] % 10 == 0:
             self.counts["probes"] += 1
