@@ -47,7 +47,7 @@ def test_transformers_says_the_same_with_the_same_weights(monkeypatch, config):
     with torch.inference_mode():
         found = theirs.model(torch.from_numpy(ids[None])).logits[0].float().numpy()
     ours = speed.model_of(config, speed.random_tensors(config), "bf16", 1).logits(ids)
-    assert np.abs(found - ours).max() < 0.02 * np.abs(ours).max()  # it rounds activations
+    assert np.abs(found - ours).max() < 0.05 * np.abs(ours).max()  # it rounds activations
     for name, what in peers.measurements(9).items():
         theirs.prepare(name, *what)
         assert len(theirs.turn(name, *what)) == (1 if what[0] == "prefill" else args.steps)
