@@ -325,16 +325,19 @@ def compaction(model: Model, method: Method, cache: str, repeats: int, timed: bo
 def largest_batch(model: Model, method: Method, cache: str, limit: int, length: int) -> tuple[int, int]:
     """Rows of `length` tokens that `limit` bytes hold, and bytes of one."""
     bench = _Bench(model, method, cache, 1, length)
-    each = bench.row_bytes(length)
-    fixed = bench.fixed_bytes(length)
-    if fixed and limit >= 2 * each:  # grows with the rows, of which there may be so many
-        fixed = _Bench(model, method, cache, limit // each, length).fixed_bytes(length)
-    if each + fixed > limit:
-        beside = f" beside {fixed} of workspace" if fixed else ""
+    each, least = bench.row_bytes(length), bench.fixed_bytes(length)
+    if each + least > limit:
+        beside = f" beside {least} of workspace" if least else ""
         raise CapacityError(
             f"{method}: a row of {length} tokens needs {each} bytes of cache{beside}; memory_limit is {limit}"
         )
-    return (limit - fixed) // each, each
+    rows = (limit - least) // each
+    while least and rows > 1:  # the workspace grows with the rows
+        fixed = _Bench(model, method, cache, rows, length).fixed_bytes(length)
+        if rows * each + fixed <= limit:
+            break
+        rows = max(1, min(rows - 1, (limit - fixed) // each))
+    return rows, each
 
 
 def samples_per_minute(rows: int, length: int, seconds: float) -> float:

@@ -12,6 +12,7 @@ from harness import (
     SPLIT,
     STEERING,
     TINY,
+    VARIANTS,
     VOCAB,
     build,
     feed,
@@ -161,8 +162,9 @@ def test_bad_batches_are_refused(core, spans, tokens, message):
         session.forward(np.array(spans, np.int32), np.array(tokens, np.int32), out, False)
 
 
-def test_the_memory_limit_is_a_hard_cap(core):
-    session = _skipkv.Session(core, rows=4, memory_limit=4 * 4 * 64 * 260 * 2)
+@pytest.mark.parametrize("variant", VARIANTS)  # what a device counts beside the cache: see test_devices.py
+def test_the_memory_limit_is_a_hard_cap(variant):
+    session = _skipkv.Session(tiny(variant), rows=4, memory_limit=4 * 4 * 64 * 260 * 2)
     session.open(128)
     with pytest.raises(skipkv.CapacityError, match="memory_limit is 532480"):
         session.open(64)

@@ -77,28 +77,31 @@ def test_a_fault_is_found(name):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a tool sees in a run of engine.c: tool → fault, settings, what the report must say
+# What a tool sees in a run of engine.c: tool → faults, settings, what the report must say
 
-SHORT = ("jobs.cu", "n * (dim + 1) * sizeof(float)", "n * dim / 2 * sizeof(float)")  # of memory for keys and positions
+SHORT = (  # of memory for keys and positions, where it is set aside and where it is asked for
+    ("jobs.cu", "w->fetches ? w->scored_slots", "false ? w->scored_slots"),
+    ("jobs.cu", "n * (dim + 1) * sizeof(float)", "n * dim / 2 * sizeof(float)"),
+)
 SEEN = {
     "guard": (SHORT, {"SIMT_GUARD": "1"}, "overrun of device memory"),
     "address": (SHORT, {}, "heap-buffer-overflow .*fetch_kernel"),
     # Threads of select_kernel that mark the same sentence as alive write the same. One after another, a block's threads
     # take each other's place in ThreadSanitizer's table of 256, which then sees no race; in a random order they do not.
-    "thread": (("score.cu", "__syncwarp(); /* all lanes have read what the first one writes */", ""),
+    "thread": ([("score.cu", "__syncwarp(); /* all lanes have read what the first one writes */", "")],
                {"TSAN_OPTIONS": "suppressions={}", "SIMT_SCHEDULE": "random", "SIMT_SEED": "1"},
                "data race .*importance"),
-    "memory": (("score.cu", "if (threadIdx.x == 0) pairs = 0;", ""), {}, "use-of-uninitialized-value.*search_kernel"),
+    "memory": ([("score.cu", "if (threadIdx.x == 0) pairs = 0;", "")], {}, "use-of-uninitialized-value.*search_kernel"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("tool", SEEN)
 def test_a_tool_sees_its_fault_and_nothing_else(tool, tmp_path):
-    fault, settings, words = SEEN[tool]
+    seeded, settings, words = SEEN[tool]
     known = tmp_path / "known"
     known.write_text("race:mark_alive\n")
     environment = os.environ | {name: value.format(known) for name, value in settings.items()}
-    for faults in ((fault,), ()):
+    for faults in (tuple(seeded), ()):
         program = build.backend(tool, faults, program=True)
         done = subprocess.run([program], env=environment, capture_output=True, text=True)
         if faults:
