@@ -29,13 +29,15 @@ def pytest_configure(config):
     settings.load_profile("runs")
 
 
+@pytest.hookimpl(trylast=True)  # what -k and -m leave out stands for nothing
 def pytest_collection_modifyitems(config, items):
-    """What takes a device, or minutes in its place, runs where -m asks for it, the engine's with any two parameters."""
+    """What takes a device, or minutes in its place, runs where -m asks for it; there, and under sanitizers, the tests of
+    the engine run with any two values of their parameters."""
     left_out, tests = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr], defaultdict(dict)
     items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
     for item in items:
-        on_device = any(map(item.get_closest_marker, DEVICES)) and item.path.parent.name == "engine"
-        if on_device and hasattr(item, "callspec"):
+        slow = any(map(item.get_closest_marker, DEVICES)) or os.environ.get("SKIPKV_SANITIZE")
+        if slow and item.path.parent.name == "engine" and hasattr(item, "callspec"):
             tests[item.parent.nodeid, item.originalname][item] = pairs(item.callspec)
     thin = set()
     for of_item in tests.values():
