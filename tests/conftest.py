@@ -31,8 +31,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # what -k and -m leave out stands for nothing
 def pytest_collection_modifyitems(config, items):
-    """What takes a device, or minutes in its place, runs where -m asks for it; there, and under sanitizers, the tests of
-    the engine run with any two values of their parameters."""
+    """What takes a device, or minutes in its place, runs where -m asks for it. There and under sanitizers, the engine's
+    tests run with any two values of their parameters."""
     left_out, tests = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr], defaultdict(dict)
     items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
     for item in items:
