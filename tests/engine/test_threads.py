@@ -102,6 +102,9 @@ def test_what_a_collection_runs_does_not_get_at_what_is_being_read():
             read = session.sentences(0, True), session.trace()
             gc.set_threshold(*threshold)
             found.append([*read[0][0], *read[0][1].tolist(), *([*r[:5], r[5].tolist()] for r in read[1])])
+        gc.set_threshold(1)
+        for _ in range(9):  # a collection comes when it likes
+            refused or session.sentences(0, True)
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(between)
