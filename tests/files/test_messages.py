@@ -19,8 +19,6 @@ from skipkv.load.tokenizer import Tokenizer
 from skipkv.steering import load_vectors
 from skipkv.vectors import read_torch_tensor
 
-pytestmark = pytest.mark.sanitize
-
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 WORDS, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
