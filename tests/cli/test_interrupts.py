@@ -24,6 +24,8 @@ from skipkv.eval import speed
 from skipkv.eval.store import Store
 from skipkv.tiny import problems as box
 
+pytestmark = pytest.mark.sanitize
+
 MOMENTS = int(os.environ.get("SKIPKV_INTERRUPTS", 28))
 TINY = ["--quiet", "--threads", "1"]
 
