@@ -10,7 +10,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Collection, Sequence
+import signal
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from skipkv.checks import many, one_of, path_of, text_of, wrong
 from skipkv.errors import ConfigError
 from skipkv.eval.figures import RunSummary
 from skipkv.eval.results import Fidelity, Outcome, Run
+from skipkv.run import Interrupt
 from skipkv.steering import Steering
 from skipkv.viz.page import asset
 from skipkv.writing import write_whole
@@ -94,10 +97,8 @@ class Picture:
         return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(self.title)}"', 1)
 
     def _drawn(self, suffix: str) -> bytes:
-        from matplotlib import rc_context
-
         file = io.BytesIO()
-        with rc_context(STYLE):
+        with _drawing(STYLE):
             self.figure.savefig(file, format=suffix[1:], metadata=FORMATS[suffix])
         return file.getvalue()
 
@@ -201,8 +202,19 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figure:
+@contextmanager
+def _drawing(style: dict[str, Any]) -> Iterator[None]:
+    """matplotlib in this style; Ctrl-C waits until it is done, as its C code makes other exceptions of one."""
     from matplotlib import rc_context
+
+    with Interrupt() as interrupt, rc_context(style):
+        before = interrupt.seen
+        yield
+    if interrupt.seen and not before:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     colours = palette()
@@ -216,7 +228,7 @@ def _draw(series: dict[Key, np.ndarray], label: str, x: str, title: str) -> Figu
     points = np.concatenate(list(series.values()))
     placed = [key for key, of in series.items() if x == "budget" and np.isfinite(of[-1, 0])]
     methods = list(dict.fromkeys(key[:2] for key in series))
-    with rc_context(STYLE | theme):
+    with _drawing(STYLE | theme):
         figure = Figure((WIDTH, HEIGHT + 0.19 * math.ceil(len(names) / columns)), layout="constrained")
         axes = figure.add_subplot(title=title, ylabel=label)
         for (key, of), name in zip(series.items(), names, strict=True):

@@ -48,10 +48,6 @@ def interrupted(target, seconds):
             timer.join()
     except KeyboardInterrupt as caught:
         error = caught
-    except ValueError as caught:  # matplotlib's C code now and then makes that of a Ctrl-C
-        if "matplotlib" not in traceback.extract_tb(caught.__traceback__)[-1].filename:
-            raise
-        return None
     assert signal.getsignal(signal.SIGINT) is handler
     within = error and target.outermost in [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     return (result, error) if sent and (result is not None or within) else None

@@ -1,5 +1,6 @@
 """Curves: what is drawn is what the results say; read off matplotlib's own objects."""
 
+import signal
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from traces import RUNS, fidelity, outcome
 import skipkv
 from skipkv import ConfigError, viz
 from skipkv.eval import Run
+from skipkv.run import Interrupt
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -157,6 +159,24 @@ def test_files_are_what_their_names_say_and_always_the_same(tmp_path):
         picture.save("a.html")
     assert str(caught.value) == "path is 'a.html'; allowed: names that end in .png, .pdf, .svg"
     assert not (tmp_path / "a.html").exists()
+
+
+def test_ctrl_c_waits_until_a_drawing_is_done(monkeypatch):
+    """In the midst of it, matplotlib's C code makes a ValueError of it now and then."""
+    done = []
+
+    def draw(figure, file, **_):
+        signal.raise_signal(signal.SIGINT)
+        done.append(figure)
+
+    picture, handler = viz.curve(RUNS), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(type(picture.figure), "savefig", draw)
+    with pytest.raises(KeyboardInterrupt):
+        picture._repr_svg_()
+    assert done == [picture.figure] and signal.getsignal(signal.SIGINT) is handler
+    with Interrupt() as outer:
+        picture._repr_svg_()
+    assert outer.seen and len(done) == 2
 
 
 def test_matplotlib_is_loaded_where_something_is_drawn():
