@@ -26,6 +26,7 @@ VARIANTS = {
     "kernels_avx512.c": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
 }
 VARIANTS["kernels_avx512vnni.c"] = [*VARIANTS["kernels_avx512.c"], "-mavx512vnni"]
+VARIANTS["kernels_avx512bf16.c"] = [*VARIANTS["kernels_avx512vnni.c"], "-mavx512bf16"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZE, TEST = (os.environ.get(f"SKIPKV_{name}") == "1" for name in ("SANITIZE", "TEST"))
 # -O1: with what sanitizers add, the kernels take minutes to optimise further

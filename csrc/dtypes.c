@@ -21,10 +21,7 @@ static void narrow_bf16(const float *from, size_t n, void *to) {
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, from + i, sizeof bits);
-        if ((bits & 0x7fffffff) > 0x7f800000)
-            halves[i] = (uint16_t)(bits >> 16 | 64); /* NaN stays NaN */
-        else
-            halves[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        halves[i] = skv_narrow(bits);
     }
 }
 
@@ -49,6 +46,7 @@ const skv_dtype_info skv_dtypes[SKV_N_DTYPES] = {
     [SKV_BF16] = {"bf16", 2, true, true, widen_bf16, narrow_bf16},
     [SKV_F16] = {"f16", 2, false, false, widen_f16, NULL},
     [SKV_Q8] = {"q8", 1, true, true, NULL, NULL},
+    [SKV_BF16A16] = {"bf16a16", 2, true, false, NULL, NULL},
 };
 
 float skv_quantise(const float *x, size_t n, int8_t *q) {

@@ -1,4 +1,5 @@
-/* Element types, one row each: of stored tensors, of packed weights, of keys and values. */
+/* Element types, one row each: of stored tensors, of packed weights, of keys and values. bf16a16 is a type of weights:
+ * bf16 that meet activations rounded to bf16, too. */
 #ifndef SKV_DTYPES_H
 #define SKV_DTYPES_H
 
@@ -6,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_Q8, SKV_N_DTYPES } skv_dtype;
+typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_Q8, SKV_BF16A16, SKV_N_DTYPES } skv_dtype;
 
 typedef struct skv_dtype_info {
     const char *name;
@@ -17,6 +18,12 @@ typedef struct skv_dtype_info {
 } skv_dtype_info;
 
 extern const skv_dtype_info skv_dtypes[SKV_N_DTYPES];
+
+/* The bf16 nearest to a float of these bits, ties to even; NaN stays NaN. Inline, for loops that become vectors. */
+static inline uint16_t skv_narrow(uint32_t bits) {
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
 
 /* q8: q [n] ← x / scale to nearest even; returns scale = largest |x| / 127, NaN where one is not finite. */
 float skv_quantise(const float *x, size_t n, int8_t *q);

@@ -37,11 +37,12 @@ def load(
         A directory as transformers saves it, a Hugging Face hub id, or ``"tiny"``, the model that comes with skipkv.
     device : str
         ``"cpu"``, ``"cuda"`` (the first CUDA device) or ``"cuda:N"``; ``skipkv devices`` lists them. The variant of
-        the CPU's kernels is the best that it runs; ``SKIPKV_CPU=generic|avx2|avx512|avx512vnni`` in the environment
-        forces one.
+        the CPU's kernels is the best that it runs; ``SKIPKV_CPU=generic|avx2|avx512|avx512vnni|avx512bf16`` in the
+        environment forces one.
     dtype : str
-        Of the weights: ``"auto"`` (bf16 if the matrices are stored so, else f32), ``"f32"``, ``"bf16"``, ``"q8"``
-        (8 bits each and a scale for 32; not on CUDA).
+        Of the weights: ``"auto"`` (bf16 if the matrices are stored so, else f32), ``"f32"``, ``"bf16"``; on
+        the CPU also ``"q8"`` (8 bits each and a scale for 32) and ``"bf16a16"`` (bf16 that meet activations rounded
+        to bf16, which AVX512-BF16 multiplies twice as fast).
     threads : int, optional
         All processors of this process by default.
     progress : bool

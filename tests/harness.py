@@ -102,7 +102,7 @@ def build(family="llama", n_kv=2, group=2, variant=None, seed=0, damp=1.0, dtype
             weights[name] *= np.float32(damp)
         model.bind(name, "f32", shape, weights[name].view(np.uint8).reshape(-1), 1)
     SHAPES[model] = c["n_layers"], c["n_kv_heads"]
-    return model, (spec.DecoderQ8 if dtype == "q8" else spec.Decoder)(c, weights)
+    return model, spec.RoundedDecoder(c, weights, dtype) if dtype in spec.ROUNDED else spec.Decoder(c, weights)
 
 
 @functools.cache

@@ -8,9 +8,10 @@
 
 static const skv_kernels *const variants[] = {
 #if defined(__x86_64__)
-    &skv_kernels_avx512vnni, &skv_kernels_avx512, &skv_kernels_avx2,
+    &skv_kernels_avx512bf16, &skv_kernels_avx512vnni,
+    &skv_kernels_avx512,     &skv_kernels_avx2,
 #endif
-    &skv_kernels_generic, NULL};
+    &skv_kernels_generic,    NULL};
 
 static const char *cpu_variant(size_t i) { return variants[i] ? variants[i]->name : NULL; }
 
@@ -23,7 +24,9 @@ static bool cpu_runs_here(const char *variant, char *about, size_t size) {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (!strcmp(variant, "avx2")) runs = avx2;
     if (!strcmp(variant, "avx512")) runs = avx512;
-    if (!strcmp(variant, "avx512vnni")) runs = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (!strcmp(variant, "avx512vnni")) runs = vnni;
+    if (!strcmp(variant, "avx512bf16")) runs = vnni && __builtin_cpu_supports("avx512bf16");
 #endif
     snprintf(about, size, "%s", runs ? "" : "this processor lacks the instructions");
     return runs;
@@ -192,5 +195,5 @@ const skv_backend skv_cpu = {
     .select = cpu_select,
     .compact = cpu_compact,
     .limits = cpu_limits,
-    .weight_types = 1u << SKV_F32 | 1u << SKV_BF16 | 1u << SKV_Q8,
+    .weight_types = 1u << SKV_F32 | 1u << SKV_BF16 | 1u << SKV_Q8 | 1u << SKV_BF16A16,
 };

@@ -53,7 +53,7 @@ def random_model(
     ----------
     shape : str
         A name of `SHAPES`.
-    dtype : "bf16", "f32" or "q8"
+    dtype : "bf16", "f32", "q8" or "bf16a16"
     threads, seed : int
     device : str
         As of `skipkv.load`.
@@ -100,7 +100,7 @@ def linear_weights(config: ModelConfig) -> int:
 
 def widths(model: Model, cache: str) -> tuple[float, float]:
     """Bytes of a weight, and of a number in the cache; q8: with a scale for 32 weights, or for a head's numbers."""
-    return ({"bf16": 2, "f32": 4, "q8": 34 / 32}[model.dtype],
+    return ({"bf16": 2, "bf16a16": 2, "f32": 4, "q8": 34 / 32}[model.dtype],
             {"bf16": 2, "f32": 4, "q8": 1 + 4 / model.config.head_dim}[cache])  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def tiny():
 
 
 def load():
-    models = [skipkv.load("tiny", dtype=dtype, threads=1, progress=False) for dtype in ("f32", "bf16", "q8")]
+    models = [skipkv.load("tiny", dtype=dtype, threads=1, progress=False) for dtype in ("f32", "bf16", "q8", "bf16a16")]
     return [(model._core.n_bytes, facts(run(model, PROBLEMS[0], max_new_tokens=3)[0])) for model in models]
 
 

@@ -81,16 +81,18 @@ def test_every_family_and_rope_equals_the_reference(family, rope, backend):
     assert np.abs(got - other).max() > 1e-3 * np.abs(expected).max()  # the bound tells one scaling from another
 
 
+@pytest.mark.parametrize(("dtype", "median"), [("q8", 1e-6), ("bf16a16", 1e-3)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_with_q8_weights_equals_the_reference(family, variant):
+def test_every_family_with_rounded_inputs_equals_the_reference(family, dtype, median, variant):
     """But for tokens of which float32 puts some number on the other side of a rounding."""
-    model, decoder = build(family, variant=variant, head_dim=32, dtype="q8")
+    model, decoder = build(family, variant=variant, head_dim=32, dtype=dtype)
     tokens = TOKENS[:80] % VOCAB
     expected, full = decoder.logits(tokens), build(family, variant=variant, head_dim=32)[1].logits(tokens)
     session, got = _skipkv.Session(model), np.empty_like(expected, np.float32)
     session.forward(np.array([[session.open(80), 80]], np.int32), tokens, got, True)
     error = np.abs(got - expected).max(1) / np.abs(expected).max()
-    assert np.median(error) <= 1e-6 and error.max() <= 0.02 < np.abs(full - expected).max() / np.abs(full).max()
+    assert np.median(error) <= median
+    assert error.max() <= 0.005 < np.abs(full - expected).max() / np.abs(full).max()
 
 
 def test_rows_that_come_and_go_have_their_own_pages(core):

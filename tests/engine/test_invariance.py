@@ -8,6 +8,7 @@ import devices
 import harness
 import numpy as np
 import pytest
+import spec
 from generations import PROBLEMS, VECTOR, alone, facts, make, recorded, run, same, same_compactions
 from harness import (
     ALL,
@@ -272,8 +273,9 @@ def test_calls_in_several_python_threads_give_what_each_gives_alone(variant):
     assert len({json.dumps([out.tokens for out in outs]) for outs in apart[:3]}) == len(BESIDE)
 
 
-def test_rows_of_q8_weights_are_the_same_alone_in_a_batch_and_replayed(variant):
-    model = skipkv.load("tiny", dtype="q8", threads=2, progress=False)
+@pytest.mark.parametrize("dtype", spec.ROUNDED)
+def test_rows_with_rounded_inputs_are_the_same_alone_in_a_batch_and_replayed(variant, dtype):
+    model = skipkv.load("tiny", dtype=dtype, threads=2, progress=False)
     options = {"max_new_tokens": 80, "stop_ids": (), "trace": True}
     for i, out in enumerate(run(model, PROMPTS, make("skipkv"), rows=6, **options)):
         same([out], [alone(model, PROMPTS, make("skipkv"), None, i, 0, **options)])

@@ -139,12 +139,13 @@ print("ok")
 def test_the_best_variant_is_the_default(monkeypatch):
     monkeypatch.delenv("SKIPKV_CPU", raising=False)
     model = skipkv.load("tiny", progress=False)
-    assert model._core.variant == next(name for name in ("avx512vnni", "avx512", "avx2", "generic") if name in VARIANTS)
+    best_first = "avx512bf16", "avx512vnni", "avx512", "avx2", "generic"
+    assert model._core.variant == next(name for name in best_first if name in VARIANTS)
 
 
 def test_an_unknown_variant_is_refused(monkeypatch):
     monkeypatch.setenv("SKIPKV_CPU", "sse9")
-    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512, avx512vnni'):
+    with refused('CPU variant "sse9" is unknown; allowed: generic, avx2, avx512, avx512vnni, avx512bf16'):
         skipkv.load("tiny", progress=False)
 
 

@@ -85,7 +85,7 @@ PARAMETERS = [  # of a method
     (RKV, "compat", ("pear", 7), DEVIATIONS),
 ]
 LOAD = [
-    ("dtype", ("f16", None), "auto, f32, bf16, q8"),
+    ("dtype", ("f16", None), "auto, f32, bf16, q8, bf16a16"),
     ("threads", (0, 1025, True, 2.0, "2"), "integers from 1 to 1024"),
 ]
 RANGES = [

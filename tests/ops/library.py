@@ -18,7 +18,7 @@ from skipkv.methods import BITS
 
 ROOT = Path(__file__).resolve().parents[2]
 TERMS = ("position", "sums", "importance", "redundancy", "penalty", "noise", "key_norm", "key_likeness")
-DTYPES = {"f32": 0, "bf16": 1, "q8": 3}
+DTYPES = {"f32": 0, "bf16": 1, "q8": 3, "bf16a16": 4}
 ADD, CLOSE, EXTEND, NONE = range(4)  # skv_mark
 
 
@@ -65,13 +65,14 @@ class World:
     """A device of one backend, and the caches of a few rows; see ops.c. Arrays go in and come out as NumPy's."""
 
     def __init__(self, library, backend, *, n_layers=1, n_kv=2, group=2, head_dim=16, hidden=24, window=4, rows=1,
-                 tokens=512, slots=512, cache="f32", needs=(), threads=2):  # fmt: skip
+                 tokens=512, slots=512, weights="f32", cache="f32", needs=(), threads=2):  # fmt: skip
         self.library, self.n_layers, self.n_kv, self.group, self.dim = library, n_layers, n_kv, group, head_dim
         self.hidden, self.width, self.window, self.rows, self.slots = hidden, -(-hidden // 16) * 16, window, rows, slots
         self.terms = [name for name in TERMS if name in needs]
         flags = {**BITS, "query_heads": BITS["queries"] << 4, "by_layer": BITS["queries"] << 5}
         bits = sum(flags[name] for name in needs)
-        shape = integers([n_layers, n_kv * group, n_kv, head_dim, hidden, window, rows, tokens, slots])
+        shape = integers([n_layers, n_kv * group, n_kv, head_dim, hidden, window, rows, tokens, slots,
+                          DTYPES[weights]])  # fmt: skip
         variant, path = devices.where(backend)
         if path and cache == "q8":
             pytest.skip("CUDA has no such cache")

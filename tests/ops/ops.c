@@ -78,7 +78,7 @@ API ops_world *ops_open(const char *library, const char *variant, int n_threads,
     skv_config_frequencies(&w->config, w->inv_freq);
     const size_t n_rows = (size_t)shape[6], slots = (size_t)shape[8], n_pages = skv_cache_pages(slots);
     w->work = (skv_workload){.config = &w->config,
-                             .weights = SKV_Q8,
+                             .weights = (skv_dtype)shape[9],
                              .inv_freq = w->inv_freq,
                              .cache = skv_cache_shape_of(shape[3], (skv_dtype)cache_type, needs & 1u << SKV_SUMS),
                              .n_rows = n_rows,

@@ -18,8 +18,8 @@ enum { LAYERS = 1, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 24, HIDDEN = 40, VOCAB = 
 /* What the core knows by name. */
 #ifdef ON_CPU
 #include "cpu/kernels/kernels.h"
-const skv_kernels skv_kernels_avx512vnni = {.name = ""}, skv_kernels_avx512 = {.name = ""},
-                  skv_kernels_avx2 = {.name = ""};
+const skv_kernels skv_kernels_avx512bf16 = {.name = ""}, skv_kernels_avx512vnni = {.name = ""},
+                  skv_kernels_avx512 = {.name = ""}, skv_kernels_avx2 = {.name = ""};
 static const skv_backend *skv_cuda_backend(size_t abi) { return abi ? NULL : NULL; }
 enum { CALLERS = 2, THREADS = 4 };
 #else

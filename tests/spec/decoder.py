@@ -63,6 +63,19 @@ def linear_q8(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return y
 
 
+def linear_bf16a16(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x [n, k] times weights [m, k], both rounded to bfloat16: of every two inputs the second is added first."""
+    a, b = (np.pad(round_bf16(v).astype(np.float32), ((0, 0), (0, v.shape[1] % 2))) for v in (x, w))
+    y = np.zeros((len(x), len(w)), np.float32)
+    for k in range(a.shape[1]):
+        y += a[:, k ^ 1, None] * b[:, k ^ 1]  # exact, if it is not subnormal
+    return y
+
+
+# Types of weights that round what they meet, too: how a matrix is held, and its product.
+ROUNDED: dict[str, tuple[Callable, Callable]] = {
+    "q8": (weights_q8, linear_q8), "bf16a16": (round_bf16, linear_bf16a16)
+}  # fmt: skip
 STORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"f32": lambda x: x, "bf16": round_bf16, "q8": round_q8}
 
 
@@ -246,12 +259,13 @@ class Decoder:
         return self.forward(Cache(self.config, store=store), tokens, visible=visible)
 
 
-class DecoderQ8(Decoder):
-    """With matrices of 8 bits, and what they are multiplied with rounded likewise."""
+class RoundedDecoder(Decoder):
+    """With matrices of a type of `ROUNDED`, and what they are multiplied with rounded likewise."""
 
-    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]) -> None:
-        super().__init__(config, {name: weights_q8(w) if w.ndim == 2 else w for name, w in weights.items()})
+    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray], dtype: str) -> None:
+        hold, self.multiply = ROUNDED[dtype]
+        super().__init__(config, {name: hold(w) if w.ndim == 2 else w for name, w in weights.items()})
 
     def linear(self, x: np.ndarray, name: str, bias: bool) -> np.ndarray:
-        y = linear_q8(x.astype(np.float32), self.weights[name + ".weight"])
+        y = self.multiply(x.astype(np.float32), self.weights[name + ".weight"])
         return y + self.weights[name + ".bias"] if bias else y

@@ -96,7 +96,7 @@ typedef struct skv_kernels {
 
 extern const skv_kernels skv_kernels_generic;
 #if defined(__x86_64__)
-extern const skv_kernels skv_kernels_avx2, skv_kernels_avx512, skv_kernels_avx512vnni;
+extern const skv_kernels skv_kernels_avx2, skv_kernels_avx512, skv_kernels_avx512vnni, skv_kernels_avx512bf16;
 #endif
 
 #endif

@@ -7,10 +7,15 @@ enum { PANEL = 2 * VW };
 
 INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k inputs, in order. `stride` is the distance
- * between panels in bytes. */
-INLINE void tile(const int T, const int P, const int wide, const char *w, size_t stride, size_t n_k, const float *x,
-                 size_t ld_x, float *y, size_t ld_y, int resume) {
+/* Steps along the inputs of a matrix, each of one input but of bf16a16 two, and their bytes for one output. */
+INLINE size_t steps(const skv_dtype type, size_t n_in) { return type == SKV_BF16A16 ? (n_in + 1) / 2 : n_in; }
+
+INLINE size_t step_bytes(const skv_dtype type) { return type == SKV_BF16 ? 2 : 4; }
+
+/* T tokens × P panels: acc[t, o] (+)= Σ_k x[t, k] w[k, o] along n_k steps, in order. `stride` is the distance
+ * between panels in bytes; a step of bf16a16 has two inputs, in x as well. */
+INLINE void tile(const int T, const int P, const skv_dtype type, const char *w, size_t stride, size_t n_k,
+                 const float *x, size_t ld_x, float *y, size_t ld_y, int resume) {
     vf acc[MAX_TILE > 8 ? 2 * MAX_TILE : 16];
     UNROLL for (int t = 0; t < T; t++) {
         UNROLL for (int p = 0; p < 2 * P; p++) acc[t * 2 * P + p] =
@@ -19,7 +24,7 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
     for (size_t k = 0; k < n_k; k++) {
         UNROLL for (int p = 0; p < P; p++) {
             vf low, high;
-            if (wide) {
+            if (type != SKV_BF16) {
                 const float *row = (const float *)(const void *)(w + (size_t)p * stride) + k * PANEL;
                 low = v_load(row), high = v_load(row + VW);
             } else {
@@ -27,12 +32,13 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
                 if (T > 1)
                     __builtin_prefetch(row +
                                        1024); /* a lone token reads fast enough for the CPU to see the stream itself */
-                v_widen_pairs(row, &low, &high);
+                v_split(vi_load(row), &low, &high);
             }
             UNROLL for (int t = 0; t < T; t++) {
                 const vf broadcast = v_set(x[(size_t)t * ld_x + k]);
-                acc[(t * P + p) * 2] = v_fma(broadcast, low, acc[(t * P + p) * 2]);
-                acc[(t * P + p) * 2 + 1] = v_fma(broadcast, high, acc[(t * P + p) * 2 + 1]);
+                vf *sum = acc + (t * P + p) * 2;
+                sum[0] = type == SKV_BF16A16 ? v_dot_bf16(sum[0], broadcast, low) : v_fma(broadcast, low, sum[0]);
+                sum[1] = type == SKV_BF16A16 ? v_dot_bf16(sum[1], broadcast, high) : v_fma(broadcast, high, sum[1]);
             }
         }
     }
@@ -43,15 +49,15 @@ INLINE void tile(const int T, const int P, const int wide, const char *w, size_t
 
 /* Picks the tile for n ≤ MAX_TILE tokens and returns how many panels it took, of n_panels: a single token needs four
  * to fill the multiply-add pipes. Every tile sums in the same order. */
-INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k, const float *x,
-                    size_t ld_x, float *y, size_t ld_y, int resume) {
+INLINE size_t tiles(const skv_dtype type, size_t n, size_t n_panels, const char *w, size_t stride, size_t n_k,
+                    const float *x, size_t ld_x, float *y, size_t ld_y, int resume) {
     if (n == 1 && n_panels >= 4) {
-        tile(1, 4, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);
+        tile(1, 4, type, w, stride, n_k, x, ld_x, y, ld_y, resume);
         return 4;
     }
 #define CASE(T)                                                                                                        \
     case T:                                                                                                            \
-        if (T <= MAX_TILE) tile(T, 1, wide, w, stride, n_k, x, ld_x, y, ld_y, resume);                                 \
+        if (T <= MAX_TILE) tile(T, 1, type, w, stride, n_k, x, ld_x, y, ld_y, resume);                                 \
         break
     switch (n) {
         CASE(1);
@@ -81,9 +87,9 @@ INLINE size_t tiles(const int wide, size_t n, size_t n_panels, const char *w, si
  * it is computed in a buffer of full width. */
 enum { GROUP = 4, BLOCK_K = 512, BLOCK_T = 96 };
 
-INLINE void linear(const int wide, const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens,
+INLINE void linear(const skv_dtype type, const skv_matrix *m, size_t first, size_t end, const float *x, size_t n_tokens,
                    const float *bias, float *y) {
-    const size_t n_in = (size_t)m->n_in, n_out = (size_t)m->n_out, size = wide ? 4 : 2, stride = n_in * PANEL * size;
+    const size_t n_in = steps(type, (size_t)m->n_in), n_out = (size_t)m->n_out, step = PANEL * step_bytes(type);
     const size_t block_k = n_tokens > MAX_TILE ? BLOCK_K : n_in;
     float edge[BLOCK_T * PANEL];
     for (size_t t0 = 0; t0 < n_tokens; t0 += BLOCK_T) {
@@ -96,11 +102,11 @@ INLINE void linear(const int wide, const skv_matrix *m, size_t first, size_t end
             for (size_t k0 = 0; k0 < n_in; k0 += block_k)
                 for (size_t t = 0; t < n_t; t += MAX_TILE)
                     for (size_t p = 0; p < n_p;) {
-                        const char *w = (const char *)m->data + (p0 + p) * stride + k0 * PANEL * size;
+                        const char *w = (const char *)m->data + ((p0 + p) * n_in + k0) * step;
                         const float *in = x + (t0 + t) * n_in + k0;
                         const size_t n = least(n_t - t, MAX_TILE), n_k = least(n_in - k0, block_k);
                         float *to = out + t * ld_y + p * PANEL;
-                        p += tiles(wide, n, n_p - p, w, stride, n_k, in, n_in, to, ld_y, k0 > 0);
+                        p += tiles(type, n, n_p - p, w, n_in * step, n_k, in, n_in, to, ld_y, k0 > 0);
                     }
             if (full) continue;
             for (size_t t = 0; t < n_t; t++)
@@ -113,53 +119,73 @@ INLINE void linear(const int wide, const skv_matrix *m, size_t first, size_t end
         for (size_t o = first * PANEL; o < last; o++) y[t * n_out + o] += bias[o];
 }
 
-/* f32 weights stand in order of output, bf16 as pairs (o, o + VW), which one shift and one mask widen. */
-INLINE size_t place(const int wide, size_t o) { return wide ? o : o < VW ? 2 * o : 2 * (o - VW) + 1; }
+/* Where weight k of output o of a panel stands. f32 weights are in order of output; bf16 as pairs (o, o + VW), which
+ * are split; of bf16a16 an output's for two inputs lie side by side. */
+INLINE size_t place(const skv_dtype type, size_t o, size_t k) {
+    if (type == SKV_BF16A16) return k / 2 * 2 * PANEL + 2 * o + k % 2;
+    return k * PANEL + (type == SKV_F32 ? o : o < VW ? 2 * o : 2 * (o - VW) + 1);
+}
 
-INLINE void pack(const int wide, const skv_matrix *m, size_t p, const void *source, skv_dtype type) {
+INLINE char *panel_of(const skv_dtype type, const skv_matrix *m, size_t p) {
+    return (char *)m->data + p * steps(type, (size_t)m->n_in) * PANEL * step_bytes(type);
+}
+
+INLINE void pack(const skv_dtype type, const skv_matrix *m, size_t p, const void *source, skv_dtype stored) {
     enum { BLOCK = 64 }; /* inputs at a time: both sides stay in the first-level cache */
-    const size_t n_in = (size_t)m->n_in, size = skv_dtypes[type].size;
+    const size_t n_in = (size_t)m->n_in, size = skv_dtypes[stored].size;
+    char *panel = panel_of(type, m, p);
     float values[BLOCK];
     uint16_t halves[BLOCK];
     for (size_t k0 = 0; k0 < n_in; k0 += BLOCK)
         for (size_t o = 0; o < least((size_t)m->n_out - p * PANEL, PANEL); o++) {
-            const size_t n = least(n_in - k0, BLOCK), to = (p * n_in + k0) * PANEL + place(wide, o);
-            const char *from = (const char *)source + ((p * PANEL + o) * n_in + k0) * size;
-            skv_dtypes[type].widen(from, n, values);
-            if (!wide) skv_dtypes[SKV_BF16].narrow(values, n, halves);
+            const size_t n = least(n_in - k0, BLOCK);
+            skv_dtypes[stored].widen((const char *)source + ((p * PANEL + o) * n_in + k0) * size, n, values);
+            if (type != SKV_F32) skv_dtypes[SKV_BF16].narrow(values, n, halves);
             for (size_t k = 0; k < n; k++) {
-                if (wide)
-                    ((float *)m->data)[to + k * PANEL] = values[k];
+                if (type == SKV_F32)
+                    ((float *)(void *)panel)[place(type, o, k0 + k)] = values[k];
                 else
-                    ((uint16_t *)m->data)[to + k * PANEL] = halves[k];
+                    ((uint16_t *)(void *)panel)[place(type, o, k0 + k)] = halves[k];
             }
         }
 }
 
-INLINE void row(const int wide, const skv_matrix *m, size_t output, float *x) {
-    const size_t n_in = (size_t)m->n_in, from = output / PANEL * PANEL * n_in + place(wide, output % PANEL);
-    for (size_t k = 0; k < n_in; k++) {
-        if (wide) {
-            x[k] = ((const float *)m->data)[from + k * PANEL];
-        } else {
-            const uint32_t bits = (uint32_t)((const uint16_t *)m->data)[from + k * PANEL] << 16;
-            memcpy(x + k, &bits, sizeof bits);
-        }
+INLINE void row(const skv_dtype type, const skv_matrix *m, size_t output, float *x) {
+    const char *panel = panel_of(type, m, output / PANEL);
+    for (size_t k = 0; k < (size_t)m->n_in; k++) {
+        const size_t at = place(type, output % PANEL, k);
+        if (type == SKV_F32)
+            x[k] = ((const float *)(const void *)panel)[at];
+        else
+            skv_dtypes[SKV_BF16].widen(panel + 2 * at, 1, x + k);
     }
 }
 
-#define WEIGHT_TYPE(name, wide)                                                                                        \
-    static size_t panel_bytes_##name(size_t n_in) { return n_in * PANEL * (wide ? 4 : 2); }                            \
-    static void pack_##name(const skv_matrix *w, size_t p, const void *source, skv_dtype type) {                       \
-        pack(wide, w, p, source, type);                                                                                \
+#define WEIGHT_TYPE(name, type)                                                                                        \
+    static size_t panel_bytes_##name(size_t n_in) { return steps(type, n_in) * PANEL * step_bytes(type); }             \
+    static void pack_##name(const skv_matrix *w, size_t p, const void *source, skv_dtype stored) {                     \
+        pack(type, w, p, source, stored);                                                                              \
     }                                                                                                                  \
-    static void row_##name(const skv_matrix *w, size_t output, float *x) { row(wide, w, output, x); }                  \
+    static void row_##name(const skv_matrix *w, size_t output, float *x) { row(type, w, output, x); }                  \
     static void linear_##name(const skv_matrix *w, size_t first, size_t end, const void *x, size_t n_tokens,           \
                               const float *bias, float *y) {                                                           \
-        linear(wide, w, first, end, x, n_tokens, bias, y);                                                             \
+        linear(type, w, first, end, x, n_tokens, bias, y);                                                             \
     }
-WEIGHT_TYPE(f32, 1)
-WEIGHT_TYPE(bf16, 0)
+WEIGHT_TYPE(f32, SKV_F32)
+WEIGHT_TYPE(bf16, SKV_BF16)
+WEIGHT_TYPE(bf16a16, SKV_BF16A16)
+
+static size_t input_bytes_bf16a16(size_t n_in) { return steps(SKV_BF16A16, n_in) * 2 * sizeof(uint16_t); }
+
+static void quantise_bf16a16(const float *x, size_t n_in, void *to) {
+    uint16_t *halves = to;
+    for (size_t k = 0; k < n_in; k++) {
+        uint32_t bits;
+        memcpy(&bits, x + k, sizeof bits);
+        halves[k] = skv_narrow(bits);
+    }
+    if (n_in % 2) halves[n_in] = 0;
+}
 
 /* Loads n < VW values, zero beyond. */
 INLINE vf load_some(const float *p, size_t n) {
@@ -255,7 +281,9 @@ const skv_kernels KERNELS = {
     .panel = PANEL,
     .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32, NULL, NULL},
                 [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16, NULL, NULL},
-                [SKV_Q8] = {panel_bytes_q8, pack_q8, row_q8, linear_q8, input_bytes_q8, quantise_q8}},
+                [SKV_Q8] = {panel_bytes_q8, pack_q8, row_q8, linear_q8, input_bytes_q8, quantise_q8},
+                [SKV_BF16A16] = {panel_bytes_bf16a16, pack_bf16a16, row_bf16a16, linear_bf16a16, input_bytes_bf16a16,
+                                 quantise_bf16a16}},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .rope = rope,

@@ -87,7 +87,7 @@ static void pack_q8(const skv_matrix *m, size_t p, const void *source, skv_dtype
             float scale = q8_scale(v);
             skv_dtypes[SKV_BF16].narrow(&scale, 1, &half);
             skv_dtypes[SKV_BF16].widen(&half, 1, &scale);
-            memcpy(block + 2 * place(0, o), &half, sizeof half);
+            memcpy(block + 2 * place(SKV_BF16, o, 0), &half, sizeof half);
             q8_round(v, scale, q);
             for (size_t k = 0; k < Q8_GROUP; k++) block[q8_place(o, k)] = (uint8_t)(q[k] + 128);
         }
@@ -99,7 +99,7 @@ static void row_q8(const skv_matrix *m, size_t output, float *x) {
     for (size_t k = 0; k < n_in; k++) {
         const uint8_t *block = panel + k / Q8_GROUP * Q8_BLOCK;
         float scale;
-        skv_dtypes[SKV_BF16].widen(block + 2 * place(0, o), 1, &scale);
+        skv_dtypes[SKV_BF16].widen(block + 2 * place(SKV_BF16, o, 0), 1, &scale);
         x[k] = scale * (float)(block[q8_place(o, k % Q8_GROUP)] - 128);
     }
 }
@@ -122,7 +122,7 @@ INLINE void tile_q8(const int T, const uint8_t *block, size_t n_groups, const q8
             }
         }
         vf low, high;
-        v_widen_pairs((const uint16_t *)(const void *)block, &low, &high);
+        v_split(vi_load(block), &low, &high);
         UNROLL for (int t = 0; t < T; t++) {
             const vf scale = v_set(x[(size_t)t * n_groups].scale);
             acc[2 * t] = v_add(acc[2 * t], v_mul(v_convert(sum[2 * t]), v_mul(low, scale)));

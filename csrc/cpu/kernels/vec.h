@@ -30,12 +30,6 @@ INLINE vf v_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_I
 INLINE vf v_exp2i(vf n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
-/* 2·VW bf16 values stored as pairs (i, i + VW) → lanes 0 … VW−1 and VW … 2·VW−1 */
-INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
-    const __m512i both = _mm512_loadu_si512(p);
-    *low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-    *high = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
-}
 INLINE vf v_widen(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
@@ -65,11 +59,6 @@ INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf v_exp2i(vf n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
-INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
-    const __m256i both = _mm256_loadu_si256((const __m256i *)p);
-    *low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-    *high = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 INLINE vf v_widen(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
@@ -102,6 +91,7 @@ INLINE vi vi_load(const void *p) {
 INLINE vi vi_set(int32_t a) { return (vi){a, a, a, a}; }
 INLINE vi vi_and(vi a, vi b) { return a & b; }
 INLINE vi vi_add(vi a, vi b) { return a + b; }
+INLINE vi vi_up(vi a) { return (vi)((vu)a << 16); }
 INLINE vi vi_odd(vi a) { return (vi)((vu)a >> 8 & 0x00ff00ffu); }
 INLINE vi vi_madd(vi a, vi b) { /* products that fit in 16 bits */
     const vi both = (vi)((vs)a * (vs)b);
@@ -126,12 +116,6 @@ INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
 INLINE vf v_round(vf a) { return a + 0x1.8p23f - 0x1.8p23f; } /* to nearest even, below 2^22 */
 INLINE vf v_exp2i(vf n) { return (vf)((__builtin_convertvector(n, vi) + 127) << 23); }
 INLINE vf v_widen(const uint16_t *p) { return (vf)((vu){p[0], p[1], p[2], p[3]} << 16); }
-INLINE void v_widen_pairs(const uint16_t *p, vf *low, vf *high) {
-    vu both;
-    memcpy(&both, p, sizeof both);
-    *low = (vf)(both << 16);
-    *high = (vf)(both & 0xffff0000u);
-}
 INLINE void v_halves(const int half, vf a, vf b, vf *first, vf *second) {
     if (half == 2)
         *first = (vf){a[0], a[1], b[0], b[1]}, *second = (vf){a[2], a[3], b[2], b[3]};
@@ -155,11 +139,31 @@ INLINE vf v_min(vf a, vf b) { return V(min_ps)(a, b); }
 INLINE vf v_fma(vf a, vf b, vf c) { return V(fmadd_ps)(a, b, c); }
 INLINE vi vi_set(int32_t a) { return V(set1_epi32)(a); }
 INLINE vi vi_add(vi a, vi b) { return V(add_epi32)(a, b); }
+INLINE vi vi_up(vi a) { return V(slli_epi32)(a, 16); }
 INLINE vi vi_odd(vi a) { return V(srli_epi16)(a, 8); }
 INLINE vi vi_madd(vi a, vi b) { return V(madd_epi16)(a, b); }
 INLINE vf v_convert(vi a) { return V(cvtepi32_ps)(a); }
 #undef V
 #endif
+
+/* Two bf16 in each lane, the lower and the higher half → floats. */
+INLINE void v_split(vi both, vf *low, vf *high) {
+    *low = (vf)vi_up(both);
+    *high = (vf)vi_and(both, vi_set((int32_t)0xffff0000));
+}
+
+/* sum + the products of two bf16 in each lane, the higher half first, each sum rounded: products are exact, so that all
+ * variants agree where nothing is subnormal, which the instruction takes for 0. */
+INLINE vf v_dot_bf16(vf sum, vf a, vf b) {
+#if defined(SKV_DPBF16)
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#else
+    vf a_low, a_high, b_low, b_high;
+    v_split((vi)a, &a_low, &a_high);
+    v_split((vi)b, &b_low, &b_high);
+    return v_fma(a_low, b_low, v_fma(a_high, b_high, sum));
+#endif
+}
 
 /* v_dot(sum, bytes, four): every lane of sum + its four bytes (unsigned), each times one of four factors (−127 … 127),
  * exactly. v_place(k): which byte of a lane meets factor k. */
