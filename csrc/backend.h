@@ -271,9 +271,8 @@ typedef struct skv_backend {
     /* Slots 0 … n_kept − 1 of every scored job ← those that stay; a virtual set's list likewise */
     void (*compact)(skv_device *device, const skv_scoring *scoring, const skv_job *jobs, size_t n_jobs);
 
-    /* Largest rates this device reaches with these kernels: bytes/s read from memory [n], which is overwritten, and
-     * multiply-accumulates/s. */
-    void (*limits)(skv_device *device, float *memory, size_t n, double *bytes, double *macs);
+    /* The largest that this device reaches with these kernels, reading memory [n], which is overwritten. */
+    skv_limits (*limits)(skv_device *device, float *memory, size_t n, skv_dtype weights);
 } skv_backend;
 
 /* What a backend in a shared object of its own must have been compiled with. */

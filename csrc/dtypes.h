@@ -31,4 +31,11 @@ float skv_quantise(const float *x, size_t n, int8_t *q);
 /* x [n] ← scale · q */
 void skv_dequantise(const int8_t *q, float scale, size_t n, float *x);
 
+/* What a device reaches in a second. */
+typedef struct skv_limits {
+    double bytes;       /* read from memory */
+    double macs;        /* multiply-accumulates of float32 */
+    double weight_macs; /* of the type of the weights */
+} skv_limits;
+
 #endif

@@ -88,9 +88,8 @@ size_t skv_model_bytes(const skv_model *model);
 const char *skv_model_variant(const skv_model *model);
 skv_dtype skv_model_dtype(const skv_model *model);
 
-/* Bytes/s read from a buffer of n_bytes and multiply-accumulates/s that the model's kernels reach. */
-skv_status skv_model_limits(const skv_model *model, size_t n_bytes, int n_threads, double *bytes, double *macs,
-                            skv_error *error);
+/* With the model's kernels; bytes are read from a buffer of n_bytes. */
+skv_status skv_model_limits(const skv_model *model, size_t n_bytes, int n_threads, skv_limits *found, skv_error *error);
 
 typedef enum skv_trace_level { SKV_TRACE_NONE, SKV_TRACE_KEPT, SKV_TRACE_SCORES, SKV_N_TRACE_LEVELS } skv_trace_level;
 

@@ -175,14 +175,13 @@ const char *skv_model_variant(const skv_model *m) { return m->device->variant; }
 
 skv_dtype skv_model_dtype(const skv_model *m) { return m->type; }
 
-skv_status skv_model_limits(const skv_model *m, size_t n_bytes, int n_threads, double *bytes, double *macs,
-                            skv_error *error) {
+skv_status skv_model_limits(const skv_model *m, size_t n_bytes, int n_threads, skv_limits *found, skv_error *error) {
     skv_device *device = skv_device_open(m->device->backend, m->device->variant, n_threads, error);
     if (!device) return error->code;
     float *memory = device->backend->alloc(device, n_bytes, 1);
     skv_status status = SKV_OK;
     if (memory)
-        device->backend->limits(device, memory, n_bytes / sizeof *memory, bytes, macs);
+        *found = device->backend->limits(device, memory, n_bytes / sizeof *memory, m->type);
     else
         status = skv_device_full(device, error, "a buffer of %zu bytes", n_bytes);
     device->backend->free(device, memory);

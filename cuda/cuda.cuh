@@ -261,7 +261,7 @@ void cu_fetch(skv_device *device, const skv_scoring *scoring, const skv_job *job
 void cu_put_score(skv_device *device, const skv_job *job, const float *score);
 void cu_select(skv_device *device, const skv_scoring *scoring, skv_job *jobs, size_t n_jobs);
 void cu_compact(skv_device *device, const skv_scoring *scoring, const skv_job *jobs, size_t n_jobs);
-void cu_limits(skv_device *device, float *memory, size_t n, double *bytes, double *macs);
+skv_limits cu_limits(skv_device *device, float *memory, size_t n, skv_dtype weights);
 
 /* Bytes of a compaction, for `reserve`: its areas; lists of a row with so many pages; what reordering, or a head that
  * is fetched, takes. */

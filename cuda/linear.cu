@@ -486,16 +486,17 @@ static __global__ void stream_kernel(const float4 *x, size_t n, float *out) {
     if (threadIdx.x % WARP == 0) atomicAdd(out, sum);
 }
 
-void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
+/* All types of weights are multiplied as bf16. */
+skv_limits cu_limits(skv_device *base, float *memory, size_t n, skv_dtype) {
     cu_device *d = cu_of(base);
     cudaEvent_t begin = nullptr, end = nullptr;
     const float one = 1, zero = 0;
     int side = 4096;
-    *bytes = *macs = 0;
+    skv_limits found = {};
     while (side > 16 && 3 * size_t(side) * size_t(side) > n) side /= 2;
     cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
     cu_check(d, cudaMemsetAsync(memory, 0, n * sizeof *memory, d->stream), "cudaMemsetAsync");
-    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return;
+    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return found;
     const auto rate = [&](double work) {
         float milliseconds = 0;
         cu_check(d, cudaEventRecord(end, d->stream), "an event");
@@ -516,9 +517,11 @@ void cu_limits(skv_device *base, float *memory, size_t n, double *bytes, double 
                                    CUBLAS_GEMM_DEFAULT),
                       "cublasGemmEx");
         const double multiplied = rate(double(side) * side * side);
-        *bytes = read > *bytes ? read : *bytes;
-        *macs = multiplied > *macs ? multiplied : *macs;
+        found.bytes = read > found.bytes ? read : found.bytes;
+        found.macs = multiplied > found.macs ? multiplied : found.macs;
     }
+    found.weight_macs = found.macs;
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
+    return found;
 }

@@ -125,7 +125,8 @@ static void cpu_begin(skv_device *base, const skv_batch *batch) {
 
 typedef struct limit_job {
     const skv_kernels *kernels;
-    const float *memory; /* NULL: multiply-accumulates count, not bytes */
+    const float *memory;             /* NULL: multiply-accumulates count, not bytes */
+    double (*peak)(size_t, float *); /* of those */
     size_t share;
     double *done; /* [threads] */
 } limit_job;
@@ -138,25 +139,30 @@ static void reach_limit(const void *argument, cpu_range r) {
             j->kernels->stream(j->memory + part * j->share, j->share);
             j->done[part] = (double)(j->share * sizeof *j->memory);
         } else {
-            j->done[part] = j->kernels->peak(10000000, &sum);
+            j->done[part] = j->peak(10000000, &sum);
         }
 }
 
 /* The best of a few passes with all threads. */
-static void cpu_limits(skv_device *base, float *memory, size_t n, double *bytes, double *macs) {
+static skv_limits cpu_limits(skv_device *base, float *memory, size_t n, skv_dtype weights) {
+    const cpu_device *d = cpu_of(base);
     const size_t n_threads = (size_t)base->n_threads;
     double done[SKV_MAX_THREADS];
+    skv_limits found = {0};
+    const limit_job jobs[] = {{d->kernels, memory, NULL, n / n_threads, done},
+                              {d->kernels, NULL, d->kernels->weights[SKV_F32].peak, 0, done},
+                              {d->kernels, NULL, d->kernels->weights[weights].peak, 0, done}};
+    double *const best[] = {&found.bytes, &found.macs, &found.weight_macs};
     memset(memory, 0, n * sizeof *memory); /* pages that were never touched are not read */
-    *bytes = *macs = 0;
-    for (int pass = 0; pass < 12; pass++) {
-        double sum = 0, *best = pass % 2 ? macs : bytes;
-        const limit_job job = {cpu_of(base)->kernels, pass % 2 ? NULL : memory, n / n_threads, done};
+    for (int pass = 0; pass < 18; pass++) {
+        double sum = 0, *to = best[pass % 3];
         const double begin = skv_seconds();
-        cpu_run(cpu_of(base)->threads, n_threads, SIZE_MAX, reach_limit, &job);
+        cpu_run(d->threads, n_threads, SIZE_MAX, reach_limit, jobs + pass % 3);
         const double seconds = skv_seconds() - begin;
         for (size_t part = 0; part < n_threads; part++) sum += done[part];
-        if (sum / seconds > *best) *best = sum / seconds;
+        if (sum / seconds > *to) *to = sum / seconds;
     }
+    return found;
 }
 
 const skv_backend skv_cpu = {

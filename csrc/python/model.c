@@ -179,11 +179,12 @@ static PyObject *model_limits(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "ni", &n_bytes, &n_threads)) return NULL;
     if (n_bytes < 4096 || n_threads < 1 || n_threads > SKV_MAX_THREADS)
         return py_config_error(py_module_of(self), "limits of %zd bytes, %d threads", n_bytes, n_threads);
-    double bytes, macs;
+    skv_limits l;
     skv_error error;
     skv_status status;
-    Py_BEGIN_ALLOW_THREADS status = skv_model_limits(model, (size_t)n_bytes, n_threads, &bytes, &macs, &error);
-    Py_END_ALLOW_THREADS return status ? py_raise(py_module_of(self), &error) : Py_BuildValue("dd", bytes, macs);
+    Py_BEGIN_ALLOW_THREADS status = skv_model_limits(model, (size_t)n_bytes, n_threads, &l, &error);
+    Py_END_ALLOW_THREADS if (status) return py_raise(py_module_of(self), &error);
+    return Py_BuildValue("ddd", l.bytes, l.macs, l.weight_macs);
 }
 
 static PyObject *model_bytes(PyObject *self, void *Py_UNUSED(closure)) {
@@ -202,8 +203,9 @@ static PyMethodDef model_methods[] = {
     {"bind", model_bind, METH_VARARGS,
      "bind(name, dtype, shape, data, threads): copies one tensor (data: its bytes, uint8) into the kernels' layout."},
     {"limits", model_limits, METH_VARARGS,
-     "limits(n_bytes, threads) -> (bytes/s read from memory, multiply-accumulates/s) that this variant's kernels "
-     "reach."},
+     "limits(n_bytes, threads) -> (bytes read from memory, multiply-accumulates of float32, those of the weights' "
+     "type) "
+     "that this variant's kernels reach in a second."},
     {0},
 };
 static PyGetSetDef model_getset[] = {{"n_bytes", model_bytes, NULL, "Bytes that the weights take.", NULL},

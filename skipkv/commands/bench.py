@@ -61,13 +61,15 @@ def run(args: argparse.Namespace) -> int:
     check_context(args, model, methods, given["contexts"])
     limits = speed.machine_limits(model)
     head = {"model": model.name, "variant": model._core.variant, "dtype": args.dtype, "cache": args.cache,
-            "threads": model.threads, "read_bytes_per_second": limits[0], "macs_per_second": limits[1]}  # fmt: skip
+            "threads": model.threads, **limits}  # fmt: skip
     columns, cells, results = measurements(args, model, methods, given, limits)
     align = "".join("<" if name in ("measurement", "op", "method") else ">" for name in columns)
     table = Table(list(columns), [], list(columns.values()), align)
     if not args.json:
         print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
-        print(f"limits: {limits[0] / 1e9:.2f} GB/s read, {2 * limits[1] / 1e9:.1f} Gflop/s\n\n{table.head}", flush=True)
+        read, flops, matrix = (limits[name] / 1e9 for name in limits)
+        print(f"limits: {read:.2f} GB/s read, {2 * flops:.1f} Gflop/s of float32, {2 * matrix:.1f} of {args.dtype}")
+        print(f"\n{table.head}", flush=True)
     found, status = [], 0
     try:
         for result in results:
@@ -98,7 +100,7 @@ def check_context(args: argparse.Namespace, model: Model, methods: list[Method],
 
 def measurements(
     args: argparse.Namespace, model: Model, methods: list[Method], given: dict[str, list[int]],
-    limits: tuple[float, float],
+    limits: dict[str, float],
 ) -> tuple[dict[str, int], Callable[[dict[str, Any]], list[tuple[str, ...]]], Iterable[dict[str, Any]]]:  # fmt: skip
     """Columns, the rows under them that tell a result, and the results."""
     if args.memory_limit:

@@ -42,6 +42,7 @@ SHAPES = {
 }  # fmt: skip
 LIMIT_BYTES = 512 << 20  # far above any last-level cache
 COMPACTING = ("compare", "score", "select", "compact")  # ops of a compaction
+MATRICES = ("q, k, v", "o", "gate, up", "down", "head")  # ops that multiply in the weights' type, others in float32
 
 
 def random_model(
@@ -144,9 +145,10 @@ def op_costs(model: Model, cache: str, tokens: int, rows: int, slots: float, pai
     }  # fmt: skip
 
 
-def products(costs: dict[str, Any]) -> float:
-    """Multiply-accumulates that a model is made of."""
-    return sum(macs for name, (_, macs) in costs.items() if name != "receive")
+def products(costs: dict[str, Any]) -> dict[str, float]:
+    """Multiply-accumulates that a model is made of, and those of its matrices among them."""
+    return {"macs": sum(macs for name, (_, macs) in costs.items() if name != "receive"),
+            "matrix_macs": sum(costs[name][1] for name in MATRICES)}  # fmt: skip
 
 
 class _Bench:
@@ -216,16 +218,23 @@ class _Bench:
         for name in laps[0] if self.timed else []:
             seconds, (read, macs) = statistics.median(lap[name] for lap in laps), costs.get(name, (0, 0))
             if seconds:
-                found.append({"op": name, "seconds": seconds, "bytes": read, "macs": macs})
+                found.append({"op": name, "seconds": seconds, "bytes": read, "macs": macs,
+                              "matrix_macs": macs if name in MATRICES else 0})  # fmt: skip
         return {"ops": found} if self.timed else {}
 
 
-def prefill(model: Model, n: int, cache: str, repeats: int, timed: bool = False) -> dict[str, Any]:
-    """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes; `timed`: also of every op."""
+def prefill(
+    model: Model, n: int, cache: str, repeats: int, timed: bool = False, between: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Seconds to feed a prompt of n tokens, and the multiply-accumulates it takes; `timed`: also of every op.
+
+    `between` is called before each repeat.
+    """
     bench = _Bench(model, Full(), cache, 1, n, timed)
     seconds, laps = [], []
     parts = [(first, min(FORWARD_TOKENS, n - first)) for first in range(0, n, FORWARD_TOKENS)]
     for _ in range(repeats + 1):  # the first one warms up
+        between()
         row = bench.session.open(n)
         bench.laps = []
         seconds.append(sum(bench.forward([(row, part)], logits=first + part == n) for first, part in parts))
@@ -234,7 +243,7 @@ def prefill(model: Model, n: int, cache: str, repeats: int, timed: bool = False)
     each = [op_costs(model, cache, part, first + part == n, first + part, part * first + part * (part + 1) // 2)
             for first, part in parts]  # fmt: skip
     costs = {name: tuple(map(sum, zip(*(c[name] for c in each), strict=True))) for name in each[0]}
-    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), "macs": products(costs),
+    return {"kind": "prefill", "tokens": n, "seconds": statistics.median(seconds[1:]), **products(costs),
             "bytes": model._core.n_bytes, **bench.ops(laps[1:], costs)}  # fmt: skip
 
 
@@ -257,11 +266,11 @@ def check_room(model: Model, benches: Sequence[_Bench], capacity: int) -> None:
 
 def decode(
     model: Model, rows: int, context: int, methods: Sequence[Method], cache: str, steps: int, repeats: int,
-    timed: bool = False,
+    timed: bool = False, between: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Seconds of one step of `rows` rows with `context` tokens behind them; `timed`: also of every op.
 
-    Methods take turns of `steps` steps.
+    Methods take turns of `steps` steps; `between` is called before each round.
     """
     capacity = context + steps * repeats + 1
     benches = [_Bench(model, method, cache, rows, context, timed) for method in methods]
@@ -273,6 +282,7 @@ def decode(
         bench.laps = []
     before = [bench.session.ledger()["evict_seconds"] for bench in benches]
     for repeat in range(repeats):
+        between()
         for i, bench in enumerate(benches):
             last = steps * (repeat + 1 == repeats) - 1
             times[i] += [bench.step(opened[i], last=step == last) for step in range(steps)]
@@ -290,7 +300,7 @@ def _decoded(bench: _Bench, open_rows: list[int], times: list[float], before: fl
     read = int(linear_weights(c) * weight + rows * held * number)
     return {
         "kind": "decode", "rows": rows, "context": bench.context, "method": str(bench.method), "tokens": rows,
-        "seconds": statistics.median(times), "macs": products(costs), "bytes": read, "peak_bytes": ledger["peak_bytes"],
+        "seconds": statistics.median(times), **products(costs), "bytes": read, "peak_bytes": ledger["peak_bytes"],
         "evict_share": (ledger["evict_seconds"] - before) / sum(times),
         "hash": hashlib.sha256(bench.logits.tobytes()).hexdigest()[:16],
         **bench.ops(bench.laps, costs),
@@ -386,7 +396,7 @@ def batches(
 
 def measure(
     model: Model, methods: Sequence[Method], *, cache: str, rows: Sequence[int], contexts: Sequence[int],
-    prefill_tokens: int, steps: int, repeats: int, limits: tuple[float, float], timed: bool = False,
+    prefill_tokens: int, steps: int, repeats: int, limits: dict[str, float], timed: bool = False,
     progress: bool = True,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Prefill, then decoding at every context and number of rows, then a compaction of each method that has any.
@@ -397,8 +407,8 @@ def measure(
     methods : sequence of Method
     cache, rows, contexts, prefill_tokens, steps, repeats
         As on the command line.
-    limits : (float, float)
-        Of the machine, just measured: bytes read and multiply-accumulates a second.
+    limits : dict
+        Of the machine, just measured by `machine_limits`.
     timed : bool
         Also every op.
     progress : bool
@@ -406,27 +416,41 @@ def measure(
     Yields
     ------
     dict
-        What was measured, and the limits that it is held against.
+        What was measured, and the limits that it is held against: medians, too, measured before its first repeat,
+        between repeats and after the last, because memory that is shared with others changes its speed.
     """
-    jobs: list[Callable[[], list[dict[str, Any]]]] = [lambda: [prefill(model, prefill_tokens, cache, repeats, timed)]]
-    jobs += [lambda r=r, n=n: decode(model, r, n, methods, cache, steps, repeats, timed)
+    seen = [limits]
+
+    def look() -> None:
+        seen.append(machine_limits(model))
+
+    jobs: list[Callable[[], list[dict[str, Any]]]]
+    jobs = [lambda: [prefill(model, prefill_tokens, cache, repeats, timed, look)]]
+    jobs += [lambda r=r, n=n: decode(model, r, n, methods, cache, steps, repeats, timed, look)
              for n in contexts for r in rows]  # fmt: skip
     jobs += [lambda m=m: [compaction(model, m, cache, repeats, timed)] for m in methods if m.compacts]
     for job in tqdm(jobs, unit="measurement", leave=False, disable=no_bar(progress), file=sys.stderr):
-        before, results = limits, job()
-        # Memory that is shared with others changes its speed: a job is held against the better of what was there
-        # before it and after it.
-        limits = machine_limits(model)
-        read, macs = map(max, zip(before, limits, strict=True))
+        del seen[:-1]
+        results = job()
+        look()
+        medians = {name: statistics.median(one[name] for one in seen) for name in limits}
         for result in results:
             for op in result.get("ops", ()):
-                op["share"] = max(op["bytes"] / read, op["macs"] / macs) / op["seconds"]
-            yield result | {"read_bytes_per_second": read, "macs_per_second": macs}
+                op["share"] = max(shares(op, medians))
+            yield result | medians
 
 
-def machine_limits(model: Model) -> tuple[float, float]:
-    """Bytes that this machine reads, and multiply-accumulates that it does, in a second."""
-    return model._core.limits(LIMIT_BYTES, model.threads)
+def machine_limits(model: Model) -> dict[str, float]:
+    """Bytes that this machine reads, and multiply-accumulates that it does, of float32 and of the weights' type."""
+    names = "read_bytes_per_second", "macs_per_second", "matrix_macs_per_second"
+    return dict(zip(names, model._core.limits(LIMIT_BYTES, model.threads), strict=True))
+
+
+def shares(what: dict[str, Any], limits: dict[str, float]) -> tuple[float, float]:
+    """Of the read bandwidth and of the multiply-accumulates."""
+    other = what["macs"] - what["matrix_macs"]
+    seconds = other / limits["macs_per_second"] + what["matrix_macs"] / limits["matrix_macs_per_second"]
+    return what["bytes"] / what["seconds"] / limits["read_bytes_per_second"], seconds / what["seconds"]
 
 
 # speedup: the first method's time by this one's; evict %: share of the time that went into compactions; logits: hash of
@@ -450,9 +474,9 @@ def title(r: dict[str, Any]) -> str:
 
 def rates(what: dict[str, Any], limits: dict[str, Any]) -> tuple[str, str, str, str]:
     """GB/s, its share, Gflop/s, its share."""
-    read, macs = what["bytes"] / what["seconds"], what["macs"] / what["seconds"]
-    return (f"{read / 1e9:.2f}", f"{100 * read / limits['read_bytes_per_second']:.0f}",
-            f"{2 * macs / 1e9:.1f}", f"{100 * macs / limits['macs_per_second']:.0f}")  # fmt: skip
+    read, macs = (f"{100 * share:.0f}" for share in shares(what, limits))
+    return (f"{what['bytes'] / what['seconds'] / 1e9:.2f}", read,
+            f"{2 * what['macs'] / what['seconds'] / 1e9:.1f}", macs)  # fmt: skip
 
 
 def cells(r: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -19,7 +19,8 @@ What makes it fair:
   is not at work waits on a pipe. In one process that would not do: the threads of each OpenMP library spin for some
   milliseconds after their last loop, on the processors that the other one is just using. Between two turns there is a
   pause in which they go to sleep. The waiting policy is left as the environment has it (OMP_WAIT_POLICY).
-* The weights are the same numbers, rounded to bfloat16, or to 8 bits by each engine's own rule. Each engine has its own
+* The weights are the same numbers, rounded to bfloat16, or to 8 bits by each engine's own rule. The others round what
+  bf16 weights meet to bfloat16, too, as our bf16a16 does and our bf16 does not. Each engine has its own
   default cache: bf16 (ours, transformers), f16 (llama.cpp); rows are copies of one, and all caches grow alike.
 * Tokens are made beforehand; only the forward is timed. Of a prompt only the last position's logits are computed, and
   none samples.
@@ -56,8 +57,9 @@ from tests.bench.shapes import SHAPES, transformers_config
 PAUSE = 0.05  # seconds; far above the milliseconds for which an OpenMP thread spins by default
 PROMPT = 512
 # Whom each is held against: how many times as fast that one is.
-ENGINES = {"ours q8": "ours bf16", "ours bf16": "ours q8", "llama.cpp Q8_0": "ours q8", "llama.cpp bf16": "ours bf16",
-           "transformers bf16": "ours bf16"}  # fmt: skip
+ENGINES = {"ours q8": ["ours bf16"], "ours bf16": ["ours q8"], "ours bf16a16": ["ours bf16"],
+           "llama.cpp Q8_0": ["ours q8"], "llama.cpp bf16": ["ours bf16", "ours bf16a16"],
+           "transformers bf16": ["ours bf16", "ours bf16a16"]}  # fmt: skip
 NAMES = {  # of llama.cpp's tensors
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -341,8 +343,9 @@ def table(found: dict[str, dict[str, list[list[float]]]], context: int) -> list[
     lines = ["| measurement | engine | ms | tokens/s | against | which is so many times as fast |",
              "|---|---|---:|---:|---|---|"]  # fmt: skip
     for name, (kind, rows, n) in measurements(context).items():
-        for engine, seconds in found[name].items():
-            ours = ENGINES[engine]
+        pairs = [(engine, ours) for engine in found[name] for ours in ENGINES[engine]]
+        for engine, ours in pairs:
+            seconds = found[name][engine]
             mine, its = (statistics.median(sum(s, [])) for s in (found[name][ours], seconds))
             rounds = zip(found[name][ours], seconds, strict=True)
             ratios = [statistics.median(b) / statistics.median(a) for a, b in rounds]

@@ -123,7 +123,7 @@ def ours(args: argparse.Namespace) -> Iterator[Job]:
     limit = 38_000_000 if small else int(args.cache_gb * 1e9)  # 36 MB are workspace
 
     def limits() -> dict[str, Any]:
-        read, macs = model._core.limits(1 << 20 if small else speed.LIMIT_BYTES, model.threads)
+        read, macs, _ = model._core.limits(1 << 20 if small else speed.LIMIT_BYTES, model.threads)
         return {"kind": "limits", "read_bytes_per_second": read, "macs_per_second": macs,
                 "variant": model._core.variant}  # fmt: skip
 

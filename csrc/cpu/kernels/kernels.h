@@ -46,6 +46,9 @@ typedef struct skv_weight_type {
     /* to [input_bytes(n_in)] ← x [n_in], a token's inputs as `linear` wants them; NULL where those are floats. */
     size_t (*input_bytes)(size_t n_in);
     void (*quantise)(const float *x, size_t n_in, void *to);
+
+    /* Benchmarks: n rounds of what `linear` multiplies with, in registers; returns the multiply-accumulates. */
+    double (*peak)(size_t n, float *sink);
 } skv_weight_type;
 
 typedef struct skv_kernels {
@@ -88,10 +91,8 @@ typedef struct skv_kernels {
     /* sum[j] += softmax(z)[j]; both [n] with room for 16 more; z becomes e^(z − max) */
     void (*add_softmax)(float *z, size_t n, float *sum);
 
-    /* Benchmarks: a sum over n floats (read bandwidth), and n·lanes·… multiply-accumulates in registers; returns
-     * their number. */
+    /* Benchmarks: a sum over n floats (read bandwidth) */
     float (*stream)(const float *x, size_t n);
-    double (*peak)(size_t n, float *sink);
 } skv_kernels;
 
 extern const skv_kernels skv_kernels_generic;

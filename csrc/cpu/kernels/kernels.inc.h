@@ -259,16 +259,20 @@ static float stream(const float *x, size_t n) {
     return sum;
 }
 
-static double peak(size_t n, float *sink) {
-    vf acc[12];
-    UNROLL for (int c = 0; c < 12; c++) acc[c] = v_set((float)c);
-    const vf a = v_set(0.999f), b = v_set(1e-3f);
-    for (size_t i = 0; i < n; i++) {
-        UNROLL for (int c = 0; c < 12; c++) acc[c] = v_fma(acc[c], a, b);
+/* `products` of them in each lane */
+#define PEAK(name, products, add)                                                                                      \
+    static double peak_##name(size_t n, float *sink) {                                                                 \
+        vf sum[12];                                                                                                    \
+        UNROLL for (int c = 0; c < 12; c++) sum[c] = v_set((float)c);                                                  \
+        const vf a = v_set(0.999f), b = v_set(1e-3f);                                                                  \
+        for (size_t i = 0; i < n; i++) {                                                                               \
+            UNROLL for (int c = 0; c < 12; c++) sum[c] = add;                                                          \
+        }                                                                                                              \
+        for (int c = 0; c < 12; c++) *sink += v_sum(sum[c]);                                                           \
+        return 12.0 * products * VW * (double)n;                                                                       \
     }
-    for (int c = 0; c < 12; c++) *sink += v_sum(acc[c]);
-    return 12.0 * VW * (double)n;
-}
+PEAK(f32, 1, v_fma(sum[c], a, b))
+PEAK(bf16a16, 2, v_dot_bf16(sum[c], a, b))
 
 #include "attend.inc.h"
 #include "q8.inc.h"
@@ -279,11 +283,11 @@ static double peak(size_t n, float *sink) {
 const skv_kernels KERNELS = {
     .name = NAME(VARIANT),
     .panel = PANEL,
-    .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32, NULL, NULL},
-                [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16, NULL, NULL},
-                [SKV_Q8] = {panel_bytes_q8, pack_q8, row_q8, linear_q8, input_bytes_q8, quantise_q8},
+    .weights = {[SKV_F32] = {panel_bytes_f32, pack_f32, row_f32, linear_f32, NULL, NULL, peak_f32},
+                [SKV_BF16] = {panel_bytes_bf16, pack_bf16, row_bf16, linear_bf16, NULL, NULL, peak_f32},
+                [SKV_Q8] = {panel_bytes_q8, pack_q8, row_q8, linear_q8, input_bytes_q8, quantise_q8, peak_q8},
                 [SKV_BF16A16] = {panel_bytes_bf16a16, pack_bf16a16, row_bf16a16, linear_bf16a16, input_bytes_bf16a16,
-                                 quantise_bf16a16}},
+                                 quantise_bf16a16, peak_bf16a16}},
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,
     .rope = rope,
@@ -296,5 +300,4 @@ const skv_kernels KERNELS = {
     .normalise = normalise,
     .add_softmax = add_softmax,
     .stream = stream,
-    .peak = peak,
 };

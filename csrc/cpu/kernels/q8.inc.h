@@ -132,6 +132,23 @@ INLINE void tile_q8(const int T, const uint8_t *block, size_t n_groups, const q8
     UNROLL for (int i = 0; i < 2 * T; i++) v_store(y + i * VW, acc[i]);
 }
 
+/* Bytes differ from round to round, and factors from sum to sum, so that no product is one that was there before. */
+static double peak_q8(size_t n, float *sink) {
+    enum { ROUNDS = 8, SUMS = 12 };
+    uint8_t bytes[ROUNDS * 4 * VW];
+    v_factor factors[4 * SUMS];
+    vi sum[SUMS];
+    for (int i = 0; i < ROUNDS * 4 * VW; i++) bytes[i] = (uint8_t)i;
+    for (int i = 0; i < 4 * SUMS; i++) factors[i] = (v_factor)(i - 2 * SUMS);
+    UNROLL for (int c = 0; c < SUMS; c++) sum[c] = vi_set(c);
+    for (size_t i = 0; i < n; i++) {
+        const v_bytes b = v_load_bytes(bytes + i % ROUNDS * 4 * VW);
+        UNROLL for (int c = 0; c < SUMS; c++) sum[c] = v_dot(sum[c], b, factors + 4 * c);
+    }
+    for (int c = 0; c < SUMS; c++) *sink += v_sum(v_convert(sum[c]));
+    return 4.0 * SUMS * VW * (double)n;
+}
+
 /* As in `linear`, a panel meets all tokens of a block before the next one. */
 static void linear_q8(const skv_matrix *m, size_t first, size_t end, const void *inputs, size_t n_tokens,
                       const float *bias, float *y) {
