@@ -496,7 +496,8 @@ skv_limits cu_limits(skv_device *base, float *memory, size_t n, skv_dtype) {
     while (side > 16 && 3 * size_t(side) * size_t(side) > n) side /= 2;
     cu_check(d, cudaSetDevice(d->index), "cudaSetDevice");
     cu_check(d, cudaMemsetAsync(memory, 0, n * sizeof *memory, d->stream), "cudaMemsetAsync");
-    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event")) return found;
+    if (!cu_check(d, cudaEventCreate(&begin), "an event") || !cu_check(d, cudaEventCreate(&end), "an event"))
+        return found;
     const auto rate = [&](double work) {
         float milliseconds = 0;
         cu_check(d, cudaEventRecord(end, d->stream), "an event");

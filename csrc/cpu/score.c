@@ -95,15 +95,17 @@ static void search_hits(head_work *w) {
         for (size_t row0 = 0; row0 < n_active; row0 += ROWS) {
             const size_t rows = n_active - row0 < ROWS ? n_active - row0 : ROWS;
             const float *row[ROWS];
+            bool hit[ROWS];
             for (size_t r = 0; r < rows; r++) {
                 row[r] = w->unit + (size_t)w->active[row0 + r] * w->stride;
                 if (few) kernels->inner(row[r], keys, columns, w->stride, w->products + r * SKV_COLUMNS);
             }
             if (!few) kernels->products(w->panel, row, rows, w->dim, w->products);
+            kernels->exceed(w->products, rows, 0.5f, hit);
             for (size_t r = 0; r < rows; r++) {
                 const size_t i = (size_t)w->active[row0 + r];
                 const float *cosine = w->products + r * SKV_COLUMNS;
-                size_t j = columns;
+                size_t j = hit[r] ? columns : 0;
                 while (j > 0 && !(cosine[j - 1] > 0.5f && first + j - 1 != i)) j--;
                 if (j > 0)
                     w->lost[first + j - 1] += cosine[j - 1];

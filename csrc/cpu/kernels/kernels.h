@@ -82,6 +82,9 @@ typedef struct skv_kernels {
     /* out[r, j] = rows[r] · column j of a panel [dim, SKV_COLUMNS] */
     void (*products)(const float *panel, const float *const *rows, size_t n, size_t dim, float *out);
 
+    /* found[r] = whether one of products [n, SKV_COLUMNS] of row r exceeds `least` */
+    void (*exceed)(const float *products, size_t n, float least, bool *found);
+
     /* out[j] = q · keys[j]; q [stride], keys [n, stride] */
     void (*inner)(const float *q, const float *keys, size_t n, size_t stride, float *out);
 

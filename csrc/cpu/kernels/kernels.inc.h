@@ -296,6 +296,7 @@ const skv_kernels KERNELS = {
     .merge = merge,
     .columns = columns,
     .products = products,
+    .exceed = exceed,
     .inner = inner,
     .normalise = normalise,
     .add_softmax = add_softmax,

@@ -24,6 +24,14 @@ static void products(const float *panel, const float *const *rows, size_t n, siz
     for (; i < n; i++) products_tile(1, panel, rows + i, dim, out + i * SKV_COLUMNS);
 }
 
+static void exceed(const float *products, size_t n, float least, bool *found) {
+    for (size_t r = 0; r < n; r++, products += SKV_COLUMNS) {
+        vf most = v_set(least); /* which a NaN, the first of two, leaves as it is */
+        UNROLL for (int v = 0; v < N_VECTORS; v++) most = v_max(v_load(products + (size_t)v * VW), most);
+        found[r] = v_most(most) > least;
+    }
+}
+
 static void columns(const float *rows, size_t stride, size_t n, float *panel) {
     for (size_t k = 0; k < stride; k += VW) UNROLL for (size_t v = 0; v < N_VECTORS; v++) {
             vf a[VW];
@@ -38,7 +46,7 @@ static void columns(const float *rows, size_t stride, size_t n, float *panel) {
 
 /* out[j] = q · keys[j] for N keys: each is summed lane by lane, then over the lanes, alone or among others. */
 INLINE void dots(const int N, const float *q, const float *keys, size_t stride, float *out) {
-    vf acc[16];
+    vf acc[VW];
     UNROLL for (int j = 0; j < N; j++) acc[j] = v_set(0);
     for (size_t i = 0; i < stride; i += VW) {
         const vf part = v_load(q + i);
@@ -53,7 +61,7 @@ INLINE void dots(const int N, const float *q, const float *keys, size_t stride, 
 
 static void inner(const float *q, const float *keys, size_t n, size_t stride, float *out) {
     size_t j = 0;
-    for (; j + 8 <= n; j += 8) dots(8, q, keys + j * stride, stride, out + j);
+    for (; j + VW <= n; j += VW) dots(VW, q, keys + j * stride, stride, out + j);
     for (; j < n; j++) dots(1, q, keys + j * stride, stride, out + j);
 }
 
