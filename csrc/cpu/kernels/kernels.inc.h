@@ -138,9 +138,14 @@ INLINE void pack(const skv_dtype type, const skv_matrix *m, size_t p, const void
     uint16_t halves[BLOCK];
     for (size_t k0 = 0; k0 < n_in; k0 += BLOCK)
         for (size_t o = 0; o < least((size_t)m->n_out - p * PANEL, PANEL); o++) {
+            const char *from = (const char *)source + ((p * PANEL + o) * n_in + k0) * size;
             const size_t n = least(n_in - k0, BLOCK);
-            skv_dtypes[stored].widen((const char *)source + ((p * PANEL + o) * n_in + k0) * size, n, values);
-            if (type != SKV_F32) skv_dtypes[SKV_BF16].narrow(values, n, halves);
+            if (type != SKV_F32 && stored == SKV_BF16) {
+                memcpy(halves, from, n * sizeof *halves);
+            } else {
+                skv_dtypes[stored].widen(from, n, values);
+                if (type != SKV_F32) skv_dtypes[SKV_BF16].narrow(values, n, halves);
+            }
             for (size_t k = 0; k < n; k++) {
                 if (type == SKV_F32)
                     ((float *)(void *)panel)[place(type, o, k0 + k)] = values[k];
