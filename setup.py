@@ -3,7 +3,7 @@ and cuBLAS when it is used. One binary holds every CPU variant; which one runs i
 
 SKIPKV_CUDA=0 builds no CUDA backend, 1 fails where something for it is missing; else it is built where nvcc is.
 SKIPKV_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer.
-SKIPKV_TEST=1 builds an allocator that a test can make fail.
+SKIPKV_TEST=1 builds an allocator that a test can make fail, and what tests/ops calls.
 """
 
 import importlib.util
@@ -154,26 +154,32 @@ class Build(build_ext):
         if CUDA in extension.name:
             self.build_cuda(extension)
             return
-        compile_one = self.compiler._compile
+        compiler = self.compiler
+        compile_one, compile_all = compiler._compile, compiler.compile
 
         def compile_with_flags(obj, source, ext, cc_args, extra, pp_opts):
             compile_one(obj, source, ext, cc_args, extra + VARIANTS.get(Path(source).name, []), pp_opts)
 
-        self.compiler._compile = compile_with_flags
+        def compile_in_parallel(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [made for [made] in pool.map(lambda source: compile_all([source], **options), sources)]
+
+        compiler._compile, compiler.compile = compile_with_flags, compile_in_parallel
         try:
             super().build_extension(extension)
         finally:
-            self.compiler._compile = compile_one
+            compiler._compile, compiler.compile = compile_one, compile_all
 
 
 if __name__ == "__main__":
     sources = sorted(str(p) for p in Path("csrc").rglob("*.c") if X86 or p.name not in VARIANTS)
+    sources += ["tests/ops/ops.c"] if TEST else []
     setup(
         ext_modules=[
             Extension(
                 "skipkv._skipkv",
                 sources,
-                include_dirs=[numpy.get_include()],
+                include_dirs=[numpy.get_include()] + ["csrc"] * TEST,
                 depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
                 define_macros=[("SKIPKV_TEST", None)] if TEST else [],
                 extra_compile_args=FLAGS + (SANITIZERS if SANITIZE else []),

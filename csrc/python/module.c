@@ -105,7 +105,7 @@ PyArrayObject *py_output(PyObject *module, PyObject *object, const char *name, i
 
 PyObject *py_copy(const void *data, int type, int n_dims, const npy_intp *shape) {
     PyObject *array = PyArray_SimpleNew(n_dims, shape, type);
-    if (array && PyArray_NBYTES((PyArrayObject *)array))
+    if (array && PyArray_NBYTES((PyArrayObject *)array) > 0)
         memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
     return array;
 }

@@ -190,12 +190,21 @@ class Bench(Command):
         return [(r["kind"], r.get("rows"), r.get("context"), r.get("hash")) for r in json.loads(result[1])["results"]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limits(model):
+    """Those of the machine are measured once: that takes a bench a second, and eight under sanitizers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "LIMIT_BYTES", 1 << 20)
+        found = speed.machine_limits(model)
+        patch.setattr(speed, "machine_limits", lambda _: found)
+        yield
+
+
 KINDS = [Generate, Stream, GenerateCommand, Eval, Demo, Compare, Bench]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ctrl_c_at_any_moment(kind, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "LIMIT_BYTES", 1 << 20)  # which a bench reads for a second
+def test_ctrl_c_at_any_moment(kind, model, tmp_path):
     target, rng, left = kind(model, tmp_path), random.Random(kind.__name__), math.ceil(MOMENTS / len(KINDS))
     begin = time.perf_counter()
     target.work()
@@ -229,7 +238,6 @@ def test_what_is_done_is_printed(kind, session, n_done, within_destructor, model
                 time.sleep(0.01)
         return original(*args, **options)
 
-    monkeypatch.setattr(speed, "LIMIT_BYTES", 1 << 20)
     target, hook = kind(model, tmp_path), sys.unraisablehook
     monkeypatch.setattr(owner, name, make_session)
     status, out, err = target.work()

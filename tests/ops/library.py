@@ -1,4 +1,4 @@
-"""The core and ops.c as one shared library, built by setup.py's own flags; and a world on a backend."""
+"""The core and ops.c as one shared library; and a world on a backend."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from simt import build
 
+from skipkv import _skipkv
 from skipkv.methods import BITS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,17 @@ ADD, CLOSE, EXTEND, NONE = range(4)  # skv_mark
 
 
 def load() -> ctypes.CDLL:
-    """csrc but for its binding, and ops.c."""
+    """The module, where it was built with ops.c; else csrc but for its binding, and ops.c, by setup.py's own flags."""
+    library = ctypes.CDLL(_skipkv.__file__)
+    if not hasattr(library, "ops_open"):
+        library = ctypes.CDLL(build_alone())
+    library.ops_open.restype = ctypes.c_void_p
+    library.ops_error.restype = ctypes.c_char_p
+    library.ops_slots.restype = library.ops_sum_sentences.restype = ctypes.c_size_t
+    return library
+
+
+def build_alone() -> Path:
     setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*setup["FLAGS"], *(setup["SANITIZERS"] if setup["SANITIZE"] else []), "-fPIC", f"-I{ROOT / 'csrc'}"]
@@ -31,12 +42,7 @@ def load() -> ctypes.CDLL:
     jobs = [([*compiler, *flags, *setup["VARIANTS"].get(p.name, [])], p) for p in sorted(sources)
             if setup["X86"] or p.name not in setup["VARIANTS"]]  # fmt: skip
     objects = build.compile_all([*jobs, ([*compiler, *flags], Path(__file__).with_name("ops.c"))])
-    target = build.link([*compiler, *(f for f in flags if f.startswith(("-f", "-g")))], [*objects, "-lm"])
-    library = ctypes.CDLL(target)
-    library.ops_open.restype = ctypes.c_void_p
-    library.ops_error.restype = ctypes.c_char_p
-    library.ops_slots.restype = library.ops_sum_sentences.restype = ctypes.c_size_t
-    return library
+    return build.link([*compiler, *(f for f in flags if f.startswith(("-f", "-g")))], [*objects, "-lm"])
 
 
 class _Eviction(ctypes.Structure):
