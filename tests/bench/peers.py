@@ -343,7 +343,7 @@ def table(found: dict[str, dict[str, list[list[float]]]], context: int) -> list[
     lines = ["| measurement | engine | ms | tokens/s | against | which is so many times as fast |",
              "|---|---|---:|---:|---|---|"]  # fmt: skip
     for name, (kind, rows, n) in measurements(context).items():
-        pairs = [(engine, ours) for engine in found[name] for ours in ENGINES[engine]]
+        pairs = [(engine, ours) for engine in found[name] for ours in ENGINES[engine] if ours in found[name]]
         for engine, ours in pairs:
             seconds = found[name][engine]
             mine, its = (statistics.median(sum(s, [])) for s in (found[name][ours], seconds))

@@ -86,4 +86,4 @@ def test_it_runs_with_what_is_there_and_names_what_is_not(tmp_path):
     text = (tmp_path / "peers.md").read_text()
     assert done.stdout == text and "* transformers bf16: not measured: no t" in text
     assert text.lower().count("not measured: no ") == 3  # or there is no module gguf
-    assert text.count("| ours bf16 |") == 6 and "| decode, 16 rows, context 9 | ours q8 |" in text
+    assert text.count("| ours bf16 |") == 9 and "| decode, 16 rows, context 9 | ours q8 |" in text
