@@ -16,14 +16,7 @@ static void widen_bf16(const void *from, size_t n, float *to) {
     }
 }
 
-static void narrow_bf16(const float *from, size_t n, void *to) {
-    uint16_t *halves = to;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, sizeof bits);
-        halves[i] = skv_narrow(bits);
-    }
-}
+static void narrow_bf16(const float *from, size_t n, void *to) { skv_narrow(from, n, to); }
 
 /* 1 sign, 5 exponent, 10 mantissa bits; subnormals are scaled from an integer. */
 static void widen_f16(const void *from, size_t n, float *to) {

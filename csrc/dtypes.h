@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef enum skv_dtype { SKV_F32, SKV_BF16, SKV_F16, SKV_Q8, SKV_BF16A16, SKV_N_DTYPES } skv_dtype;
 
@@ -19,10 +20,15 @@ typedef struct skv_dtype_info {
 
 extern const skv_dtype_info skv_dtypes[SKV_N_DTYPES];
 
-/* The bf16 nearest to a float of these bits, ties to even; NaN stays NaN. Inline, for loops that become vectors. */
-static inline uint16_t skv_narrow(uint32_t bits) {
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+/* bf16 ← the nearest to each float, ties to even; NaN stays NaN. Inline and without a branch: a CPU variant that
+ * includes it has it over its own vectors. */
+static inline void skv_narrow(const float *from, size_t n, uint16_t *bf16) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 64;
+        bf16[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+    }
 }
 
 /* q8: q [n] ← x / scale to nearest even; returns scale = largest |x| / 127, NaN where one is not finite. */

@@ -31,12 +31,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # what -k and -m leave out stands for nothing
 def pytest_collection_modifyitems(config, items):
-    """What takes a device, or minutes in its place, runs where -m asks for it. Tests of the engine and of its
-    ops run with what `cover` asks for in place of every product of their parameters."""
+    """What takes a device, or minutes in its place, runs where -m asks for it. There and under sanitizers, tests of the
+    engine and of its ops run with what `cover` asks for in place of every product of their parameters."""
     left_out, tests = [name for name in (*DEVICES, "soak") if name not in config.option.markexpr], defaultdict(dict)
     items[:] = [item for item in items if not any(map(item.get_closest_marker, left_out))]
     for item in items:
-        if item.path.parent.name in ("engine", "ops") and hasattr(item, "callspec"):
+        slow = any(map(item.get_closest_marker, DEVICES)) or os.environ.get("SKIPKV_SANITIZE")
+        if slow and item.path.parent.name in ("engine", "ops") and hasattr(item, "callspec"):
             tests[item.parent.nodeid, item.originalname][item] = cover(item)
     thin = set()
     for of_item in tests.values():
@@ -49,24 +50,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 def cover(item):
-    """What a test stands for: on the CPU all its parameters, of the engine but for the variant, and any two values of
-    them; on a device any two values. Where a sanitizer looks, any two values of the CPU's ops, and of all else any one.
+    """What a test stands for: any two values of its parameters; where a sanitizer looks, but for the CPU's ops, any one.
 
     "rkv:allocate=layer" is two values. What no device has is only itself.
     """
-    values, params = [], item.callspec.params
-    for name, value in params.items():
+    values = []
+    for name, value in item.callspec.params.items():
         parts = [*value.split(":"), ""] if isinstance(value, str) else [repr(value)]
         values += [(name, place, part) for place, part in enumerate(parts[:2])]
     found = {*combinations_with_replacement(sorted(values), 2)}
     found = {pair for pair in found if "q8" in (pair[0][2], pair[1][2])} or found
-    of_ops, sanitized = item.path.parent.name == "ops", os.environ.get("SKIPKV_SANITIZE")
-    if os.environ.get("SIMT_SANITIZER") or sanitized and not of_ops:
-        return {pair for pair in found if pair[0] == pair[1]}
-    if any(map(item.get_closest_marker, DEVICES)) or sanitized:
-        return found
-    less = () if of_ops else ("backend", "variant")
-    return {*found, tuple(repr(value) for name, value in params.items() if name not in less)}
+    few = os.environ.get("SIMT_SANITIZER") or os.environ.get("SKIPKV_SANITIZE") and item.path.parent.name == "engine"
+    return {pair for pair in found if pair[0] == pair[1]} if few else found
 
 
 @pytest.fixture(autouse=True)

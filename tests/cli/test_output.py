@@ -78,10 +78,10 @@ def test_what_an_output_cannot_encode_is_escaped(run, name):
 
 
 @each_command
-def test_a_standard_error_that_takes_nothing_leaves_the_output_as_it_is(run, name):
-    """It is closed for one command, and full for the next."""
-    ways = lambda: os.close(2), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
-    before = ways[[*COMMANDS].index(name) % 2]
+@pytest.mark.parametrize("before", [
+    lambda: os.close(2), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2),
+], ids=["closed", "full"])  # fmt: skip
+def test_a_standard_error_that_takes_nothing_leaves_the_output_as_it_is(run, name, before):
     status, output, _ = run(name, before=before, left_out="--quiet")
     if name == "bench":  # figures are never the same twice
         assert status == 0 and output.startswith(b"tiny, ")

@@ -279,6 +279,22 @@ def test_a_file_holds_what_its_bytes_can(saved, tmp_path):
         Trace.load(path)
 
 
+def test_flipped_bytes_are_refused_or_change_nothing_that_is_checked(saved, tmp_path):
+    rng = np.random.default_rng(3)
+    path = tmp_path / "flipped.npz"
+    refused = 0
+    for _ in range(150):
+        raw = bytearray(saved)
+        for at in rng.integers(0, len(raw), rng.integers(1, 4)):
+            raw[at] ^= 1 << rng.integers(8)
+        path.write_bytes(raw)
+        try:
+            Trace.load(path)
+        except skipkv.Error:
+            refused += 1
+    assert refused > 75  # most of the file is under a checksum
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     for path, found in ((tmp_path / "none.npz", "nothing"), (tmp_path, "something else")):
         with refused(f"{path}: expected a file, found {found}", skipkv.CheckpointError):

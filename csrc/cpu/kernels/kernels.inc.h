@@ -144,7 +144,7 @@ INLINE void pack(const skv_dtype type, const skv_matrix *m, size_t p, const void
                 memcpy(halves, from, n * sizeof *halves);
             } else {
                 skv_dtypes[stored].widen(from, n, values);
-                if (type != SKV_F32) skv_dtypes[SKV_BF16].narrow(values, n, halves);
+                if (type != SKV_F32) skv_narrow(values, n, halves);
             }
             for (size_t k = 0; k < n; k++) {
                 if (type == SKV_F32)
@@ -184,11 +184,7 @@ static size_t input_bytes_bf16a16(size_t n_in) { return steps(SKV_BF16A16, n_in)
 
 static void quantise_bf16a16(const float *x, size_t n_in, void *to) {
     uint16_t *halves = to;
-    for (size_t k = 0; k < n_in; k++) {
-        uint32_t bits;
-        memcpy(&bits, x + k, sizeof bits);
-        halves[k] = skv_narrow(bits);
-    }
+    skv_narrow(x, n_in, halves);
     if (n_in % 2) halves[n_in] = 0;
 }
 
