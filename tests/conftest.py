@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def cover(item):
-    """What a test stands for: any two values of its parameters; where a sanitizer looks, but for the CPU's ops, any one.
+    """What a test stands for: any two values of its parameters; where a sanitizer looks, but at the CPU's ops, any one.
 
     "rkv:allocate=layer" is two values. What no device has is only itself.
     """
