@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from skipkv.errors import BackendError
 from skipkv.load import serve
@@ -86,12 +86,15 @@ class _Worker:
         command = [sys.executable, "-IS", "-c", START, serve.__file__, program, str(size), path]
         environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         try:
-            self._channel, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
-                    start_new_session=True,  # a terminal's Ctrl-C is for this process alone
-                )  # fmt: skip
+            with ExitStack() as failing:
+                self._channel, theirs = socket.socketpair()
+                failing.enter_context(self._channel)
+                with theirs:
+                    self._process = subprocess.Popen(
+                        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
+                        start_new_session=True,  # a terminal's Ctrl-C is for this process alone
+                    )  # fmt: skip
+                failing.pop_all()
         except OSError as error:
             raise BackendError(f"{need} a process of {sys.executable!r}: {error.strerror}") from None
         self.end = weakref.finalize(self, _end, self._process, self._channel, os.getpid())

@@ -274,12 +274,15 @@ def test_where_no_process_can_be_started(monkeypatch):
         Renderer().render("T", "a", {})
     monkeypatch.undo()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()  # what other tests left would give its descriptors back meanwhile
+    first = os.dup(0)
+    os.close(first)
     for spare in range(4):  # descriptors, fewer than a process takes
-        first = os.dup(0)
-        os.close(first)
         resource.setrlimit(resource.RLIMIT_NOFILE, (first + spare, before[1]))
         try:
             with refused(f"chat templates need a process of {sys.executable!r}: Too many open files", BackendError):
                 Renderer().render("T", "a", {})
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        with open(os.dup(0)) as following:
+            assert following.fileno() == first
