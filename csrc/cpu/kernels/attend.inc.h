@@ -75,12 +75,21 @@ INLINE void weigh(const skv_dtype type, const int T, const int C, const skv_page
     vf sum[MOST_SUMS];
     UNROLL for (int k = 0; k < T * C; k++) sum[k] = v_set(0);
     for (size_t j = 0; j < page->n; j++) {
-        vf value[8];
         if (i == 0) fetch_ahead(type, page->next_values, j, 1, stride);
-        UNROLL for (size_t c = 0; c < (size_t)C; c++) value[c] = v_slots(type, page->values, j * stride + i + c * VW);
-        UNROLL for (int t = 0; t < T; t++) {
-            const vf weight = v_set(weights[t][j]);
-            UNROLL for (int c = 0; c < C; c++) sum[t * C + c] = v_fma(weight, value[c], sum[t * C + c]);
+        if (T < C) { /* the fewer stay in registers */
+            vf weight[SKV_QUERY_TILE];
+            UNROLL for (int t = 0; t < T; t++) weight[t] = v_set(weights[t][j]);
+            UNROLL for (int c = 0; c < C; c++) {
+                const vf value = v_slots(type, page->values, j * stride + i + (size_t)c * VW);
+                UNROLL for (int t = 0; t < T; t++) sum[t * C + c] = v_fma(weight[t], value, sum[t * C + c]);
+            }
+        } else {
+            vf value[8];
+            UNROLL for (int c = 0; c < C; c++) value[c] = v_slots(type, page->values, j * stride + i + (size_t)c * VW);
+            UNROLL for (int t = 0; t < T; t++) {
+                const vf weight = v_set(weights[t][j]);
+                UNROLL for (int c = 0; c < C; c++) sum[t * C + c] = v_fma(weight, value[c], sum[t * C + c]);
+            }
         }
     }
     UNROLL for (int t = 0; t < T; t++) {

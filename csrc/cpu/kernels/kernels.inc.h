@@ -240,13 +240,11 @@ static void merge(skv_partial *total, float *total_acc, skv_partial part, const 
         return;
     }
     const float max = total->max > part.max ? total->max : part.max;
-    float scales[2 * VW] = {total->max - max, part.max - max};
-    v_store(scales, v_exp(v_load(scales)));
+    const vf old = v_exp(v_set(total->max - max)), new = v_exp(v_set(part.max - max));
     total->max = max;
-    total->sum = total->sum * scales[0] + part.sum * scales[1];
+    total->sum = total->sum * v_first(old) + part.sum * v_first(new);
     for (size_t i = 0; i < stride; i += VW)
-        v_store(total_acc + i,
-                v_fma(v_load(acc + i), v_set(scales[1]), v_mul(v_load(total_acc + i), v_set(scales[0]))));
+        v_store(total_acc + i, v_fma(v_load(acc + i), new, v_mul(v_load(total_acc + i), old)));
 }
 
 static float stream(const float *x, size_t n) {
