@@ -201,7 +201,7 @@ typedef struct skv_backend {
      * session takes of it. NULL: the limit is on the cache alone. */
     size_t (*workspace)(const skv_device *device, const skv_workload *work);
 
-    /* w ← source [n_out, n_in] (host) of any dtype that tensors are stored in, rounded to w->type (to nearest even) and
+    /* w ← source [n_out, n_in] (host) of any dtype that tensors are stored in, rounded to w->type (to nearest even),
      * laid out for `linear`. w->data is set, NULL if memory is out. */
     void (*pack)(skv_device *device, skv_matrix *w, const void *source, skv_dtype type);
 

@@ -63,8 +63,8 @@ struct cu_head {
     int32_t n_slots;
 };
 
-/* A block of query rows of a part of several tokens: (first … first + PROMPT_ROWS − 1), row = token of the part × group
- * + head. */
+/* A block of query rows of a part of several tokens: (first … first + PROMPT_ROWS − 1), where a row is a token of
+ * the part × group + head. */
 struct cu_block {
     int32_t part, first;
 };

@@ -152,7 +152,7 @@ static __device__ __forceinline__ void load_inputs(const float *x, int32_t left,
     }
 }
 
-/* y[r, o] of R rows for GEMV_OUT outputs a warp: lane l multiplies the vectors l, l + 32, …, in order whatever R is. */
+/* y[r, o] of R rows for GEMV_OUT outputs a warp: lane l multiplies vectors l, l + 32, …, in order whatever R is. */
 template <typename T, int R>
 static __global__ void __launch_bounds__(GEMV_THREADS, 5)
     gemv_kernel(gemv_jobs jobs, const float *x, int32_t n_in, int32_t row, bool whole) {

@@ -1,4 +1,4 @@
-/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head, whose arrays lie in
+/* The terms of a head (METHOD.md §2, §3, §5, §6) and their weighted sum. A block works on a head with its arrays in
  * its area; where the work grows with the square of the slots, on a part of it.
  *
  * kernel             grid, block               moves                         why
@@ -166,7 +166,7 @@ template <typename T> static __device__ void sum_units(const cu_cache &cache, co
     __syncthreads();
 }
 
-/* hit, cosine ← r(i) (METHOD.md §3) and S[i, r(i)] of the rows from row0 on: the last key similar to key i is searched
+/* hit, cosine ← r(i) (METHOD.md §3) and S[i, r(i)] of the rows from row0 on: the last key similar to key i is sought
  * from the newest tile of keys downwards until every row has found its own. Where there is none it is key 0. Returns
  * the thread's share of the pairs compared. */
 template <typename T>

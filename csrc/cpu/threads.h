@@ -21,7 +21,7 @@ void cpu_threads_free(skv_heap *heap, cpu_threads *threads);
 /* In the child of a fork, which has none of the parent's: starts as many as it may. */
 void cpu_threads_after_fork(cpu_threads *threads);
 
-/* Does items 0 … n − 1, one caller at a time; where their `cost`, in elements, is small, the caller alone does them. */
+/* Does items 0 … n − 1, one caller at a time; where their `cost`, in elements, is small, the caller does all. */
 void cpu_run(cpu_threads *threads, size_t n, size_t cost, cpu_work *work, const void *argument);
 
 #endif

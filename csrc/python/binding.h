@@ -38,7 +38,7 @@ PyObject *py_module_of(PyObject *self);
 /* busy; where it is not 0, with an exception set: another thread is inside. Asked after all that runs Python code. */
 int py_in_use(int busy, const char *what);
 
-/* The object's copy as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size will do.
+/* The object's copy as a C-contiguous array of this type and number of dimensions, shape[i] −1 where any size does.
  * NULL with a ConfigError that names it. */
 PyArrayObject *py_array(PyObject *module, PyObject *object, const char *name, int type, int n_dims,
                         const npy_intp *shape);

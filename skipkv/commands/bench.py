@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"{model.name}, {args.dtype} weights, {args.cache} cache, {head['variant']}, {model.threads} threads")
         read, flops, matrix = (limits[name] / 1e9 for name in limits)
-        print(f"limits: {read:.2f} GB/s read, {2 * flops:.1f} Gflop/s of float32, {2 * matrix:.1f} of {args.dtype}; "
-              f"shares are of those measured beside each")  # fmt: skip
+        more = "; shares are of those measured beside each" if "read %" in columns else ""
+        flop = f"{2 * flops:.1f} Gflop/s of float32, {2 * matrix:.1f} of {args.dtype}"
+        print(f"limits: {read:.2f} GB/s read, {flop}{more}")
         print(f"\n{table.head}", flush=True)
     found, status = [], 0
     try:

@@ -57,8 +57,9 @@ def numbers(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if name in args}
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    return load(args.model, args.device, args.dtype, args.threads, progress=not args.quiet)
+def load_model(args: argparse.Namespace, dtype: str | None = None) -> Model:
+    """In the type that was asked for, or in this one."""
+    return load(args.model, args.device, dtype or args.dtype, args.threads, progress=not args.quiet)
 
 
 def integers(name: str, text: str, more: str = "") -> list[int]:

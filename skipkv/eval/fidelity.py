@@ -1,4 +1,5 @@
-"""Fidelity without sampling: recorded texts, replayed under every method, against the full cache.
+"""Fidelity without sampling: recorded texts, replayed under every method, against the full cache, of this model or of
+the same one in another type.
 
 texts → replay(full) ─┐
       → replay(method)┴→ per position: −log p of the recorded token, KL(full ‖ method), same best token
@@ -6,21 +7,23 @@ texts → replay(full) ─┐
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from skipkv.checks import instance, integer, integers, many, no_bar, wrong
+from skipkv.checks import instance, integer, integers, many, no_bar, one_of, wrong
+from skipkv.engine import CACHES
 from skipkv.errors import ConfigError
 from skipkv.eval.results import Fidelity
 from skipkv.eval.statistics import bootstrap
 from skipkv.eval.table import Table
 from skipkv.methods import Method
 from skipkv.model import Model, log_probability
-from skipkv.results import Stats
+from skipkv.results import Replay, Stats
 from skipkv.steering import Steering
 
 
@@ -49,6 +52,8 @@ def compare(
     *,
     prompts: Sequence[int] | None = None,
     cache: str = "bf16",
+    reference: Model | None = None,
+    reference_cache: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
     progress: bool = True,
@@ -63,6 +68,10 @@ def compare(
     prompts : sequence of int, optional
         Tokens of each text that are its prompt; 1 by default.
     cache : "bf16", "f32" or "q8"
+    reference : Model, optional
+        Whose full cache all is held against, for instance the same checkpoint in another type; ``model`` by default.
+    reference_cache : str, optional
+        Type of that cache; ``cache`` by default.
     resamples, seed : int
         Of the bootstrap.
     progress : bool
@@ -81,6 +90,14 @@ def compare(
     integer("resamples", resamples, 1, 1_000_000)
     integer("seed", seed, 0)
     instance("model", model, Model)
+    reference = instance("reference", model if reference is None else reference, Model)
+    if reference.config.vocab != model.config.vocab:
+        raise ConfigError(
+            f"reference has {reference.config.vocab} tokens in its vocabulary; the model has {model.config.vocab}"
+        )
+    if reference_cache is not None:
+        one_of("reference_cache", reference_cache, CACHES)
+    full = partial(reference.replay, logits=True, cache=reference_cache or cache)
     runs = many(runs)
     for pair in runs:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], Method):
@@ -94,7 +111,7 @@ def compare(
         raise ConfigError(f"text {next(i for i, t in enumerate(ids) if len(t) < 2)} has less than 2 tokens")
     found: list[list[_Text]] = [[] for _ in runs]
     try:
-        _replay(model, ids, n_prompts, runs, found, cache, progress)
+        _replay(model, full, ids, n_prompts, runs, found, cache, progress)
         return _figures(runs, found, resamples, seed)
     except KeyboardInterrupt as interrupt:
         if done := min(map(len, found), default=0):
@@ -103,16 +120,15 @@ def compare(
 
 
 def _replay(
-    model: Model, ids: Sequence[list[int]], n_prompts: Sequence[int], runs: Sequence[tuple[Method, Steering | None]],
-    found: Sequence[list[_Text]], cache: str, progress: bool,
+    model: Model, full: Callable[..., Replay], ids: Sequence[list[int]], n_prompts: Sequence[int],
+    runs: Sequence[tuple[Method, Steering | None]], found: Sequence[list[_Text]], cache: str, progress: bool,
 ) -> None:  # fmt: skip
     """Every text under every method; to found, one by one."""
     with tqdm(total=len(ids) * (len(runs) + 1), unit="replay", disable=no_bar(progress)) as bar:
         for t, (tokens, n_prompt) in enumerate(zip(ids, n_prompts, strict=True)):
             after = np.array(tokens[1:])
-            full = model.replay(tokens, n_prompt=n_prompt, logits=True, cache=cache)
+            reference = full(tokens, n_prompt=n_prompt).logits[:-1]
             bar.update()
-            reference = full.logits[:-1]
             best = reference.argmax(1)
             for r, (method, steering) in enumerate(runs):
                 run = model.replay(

@@ -86,14 +86,13 @@ class _Worker:
         command = [sys.executable, "-IS", "-c", START, serve.__file__, program, str(size), path]
         environ = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
         try:
-            with ExitStack() as failing:
-                self._channel, theirs = socket.socketpair()
+            self._channel, theirs = socket.socketpair()
+            with theirs, ExitStack() as failing:
                 failing.enter_context(self._channel)
-                with theirs:
-                    self._process = subprocess.Popen(
-                        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
-                        start_new_session=True,  # a terminal's Ctrl-C is for this process alone
-                    )  # fmt: skip
+                self._process = subprocess.Popen(
+                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environ,
+                    start_new_session=True,  # a terminal's Ctrl-C is for this process alone
+                )  # fmt: skip
                 failing.pop_all()
         except OSError as error:
             raise BackendError(f"{need} a process of {sys.executable!r}: {error.strerror}") from None

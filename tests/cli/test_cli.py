@@ -334,6 +334,9 @@ def test_compare_reports_full_and_budgets_that_hold_everything(skip, model, tmp_
     assert len(table) == 5 and table[2].startswith("skipkv:budget=500 (never compacted) ")
     shorter = json.loads(skip(*argv, "--json", "--limit", 1, "--tokens", 60)[1])
     assert shorter[0]["positions"] == 59
+    types = ["--dtype", "bf16a16", "--reference-dtype", "f32", "--reference-cache", "f32"]
+    costs = json.loads(skip(*argv, "--json", *types)[1])
+    assert costs[0]["kl"][0] > 0 and costs[0]["positions"] == positions
     assert skip(*argv, "--plot", tmp_path / "p.png")[0] == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "p.png").stat().st_size > 5000
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from checkpoints import LLAMA, write, write_tokenizer
 from generations import PROBLEMS
 from harness import refused
 
@@ -29,11 +30,11 @@ def log_softmax(logits):
     return wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
 
 
-def expected(model, texts, prompts, method, steering=None):
+def expected(model, texts, prompts, method, steering=None, reference=None, **reference_cache):
     """(sums of nll, nll over full's, kl, same best token; positions) of each text; None where nothing was compacted."""
     found = []
     for i, (ids, n_prompt) in enumerate(zip(texts, prompts, strict=True)):
-        full = model.replay(ids, n_prompt=n_prompt, logits=True).logits
+        full = (reference or model).replay(ids, n_prompt=n_prompt, logits=True, **reference_cache).logits
         run = model.replay(ids, method, steering, n_prompt=n_prompt, sequence=(i, 0), logits=True, trace=True)
         steps = run.trace.steps
         if method.compacts and (not steps or steps[0] >= len(ids) - 1):
@@ -81,6 +82,40 @@ def test_full_is_itself_and_counts_everything(model, texts):
     assert found.nll[0] == pytest.approx(nll / positions, rel=1e-5)
     [steered] = compare(model, texts[0], [(parse_method("full"), STEERING)], prompts=texts[1], progress=False)
     assert steered.run == "full+steer:layer=1,alpha=1" and steered.kl[0] > 0 and steered.positions == positions
+
+
+@pytest.mark.parametrize("dtype", ["q8", "bf16a16"])
+@pytest.mark.parametrize("text", ["full", RUNS[0]])
+def test_another_type_is_held_against_the_reference(texts, dtype, text):
+    model, reference = (skipkv.load("tiny", dtype=name, progress=False) for name in (dtype, "f32"))
+    method, options = parse_method(text), {"reference": reference, "reference_cache": "f32"}
+    [found] = compare(model, texts[0], [(method, None)], prompts=texts[1], progress=False, **options)
+    sums = np.array(expected(model, *texts, method, reference=reference, cache="f32"), float).sum(0)
+    nll, delta, kl, same = sums[:4] / sums[4]
+    assert (found.texts, found.positions) == (3, sums[4])
+    assert found.nll[0] == pytest.approx(nll, rel=1e-4) and found.delta_nll[0] == pytest.approx(delta, abs=1e-6)
+    assert found.kl[0] == pytest.approx(kl, rel=1e-3, abs=1e-7) and found.kl[0] > 1e-6
+    assert found.same[0] == pytest.approx(same)
+    options = {"cache": "q8", "reference": model, "reference_cache": "q8"}
+    [itself] = compare(model, texts[0], [(parse_method("full"), None)], prompts=texts[1], progress=False, **options)
+    assert itself.kl == (0.0, 0.0, 0.0)
+
+
+def test_the_cost_of_a_cache_alone(model, texts):
+    options = {"prompts": texts[1], "progress": False, "cache": "q8", "reference_cache": "bf16"}
+    [found] = compare(model, texts[0], [(parse_method("full"), None)], **options)
+    assert 0 < found.kl[0] < 0.1 and found.texts == 3
+
+
+def test_a_reference_that_cannot_be_one_is_refused(model, texts, tmp_path):
+    runs = [(parse_method("full"), None)]
+    write(tmp_path)
+    write_tokenizer(tmp_path, LLAMA["vocab_size"])
+    other, n = skipkv.load(tmp_path, progress=False), model.config.vocab
+    with refused(f"reference has {other.config.vocab} tokens in its vocabulary; the model has {n}"):
+        compare(model, texts[0], runs, reference=other, progress=False)
+    with refused("reference_cache is 'q4'; allowed: 'bf16', 'f32', 'q8'"):
+        compare(model, texts[0], runs, reference_cache="q4", progress=False)
 
 
 @pytest.mark.parametrize("name", ["skipkv", "h2o", "streaming"])

@@ -68,8 +68,10 @@ typedef struct skv_kernels {
     /* out[i] = bf16[i] widened; n a multiple of 16 */
     void (*widen)(const uint16_t *bf16, size_t n, float *out);
 
-    /* n_q ≤ SKV_QUERY_TILE queries against the slots of a page, by its type: q, acc [n_q, stride], parts [n_q]. stride
-     * is a multiple of 16, zero beyond head_dim. Keys are read beyond n up to a whole vector, whatever they are. */
+    /* n_q ≤ SKV_QUERY_TILE queries against the slots of a page, by its type: q, acc [n_q, stride], parts [n_q]. The
+     * stride is a multiple of 16, zero beyond head_dim. Keys are read beyond n up to a whole vector, whatever lies
+     * there.
+     */
     void (*attend[SKV_N_DTYPES])(const skv_page *page, size_t stride, const float *q, size_t n_q, float scale,
                                  skv_partial *parts, float *acc);
 

@@ -169,7 +169,7 @@ INLINE vf v_dot_bf16(vf sum, vf a, vf b) {
 #endif
 }
 
-/* v_dot(sum, bytes, four): every lane of sum + its four bytes (unsigned), each times one of four factors (−127 … 127),
+/* v_dot(sum, bytes, four): every lane of sum + its four unsigned bytes, each times one of four factors, −127 … 127:
  * exactly. v_place(k): which byte of a lane meets factor k. */
 #if defined(SKV_VNNI)
 typedef int8_t v_factor;
